@@ -1,0 +1,22 @@
+"""Pallas kernels for int8 inference on NVIDIA GPUs, each beside the jnp reference that it equals in every bit.
+
+Arrays in, arrays out; imports nothing but jax and numpy.
+"""
+
+from pallas_kernels import compat
+from pallas_kernels.config import Config, candidates, default_config
+from pallas_kernels.dot4 import dot4, pack4
+from pallas_kernels.matmul import UnsupportedShapeError, matmul, matmul_reference, supports
+
+__all__ = [
+    "Config",
+    "UnsupportedShapeError",
+    "candidates",
+    "compat",
+    "default_config",
+    "dot4",
+    "matmul",
+    "matmul_reference",
+    "pack4",
+    "supports",
+]
