@@ -1,0 +1,214 @@
+"""The graph: frozen nodes whose edges are references. A rewrite makes new nodes and never changes one.
+
+Ops that jaxq understands (after `passes`):
+
+    conv, dot          x, weight, [bias], [residual]           channels last; weight HWIO for conv, (N, K) for dot
+    sum, window_sum    x, [scale], [bias], [residual]          mean and average pool: a sum and its scale
+    affine             x, [scale], [bias], [residual]          x * scale + bias + residual: batch norm, add, relu
+    quantize, dequantize                                       the borders of the int8 regions
+
+The first three rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
+quantized graph take x, [weight], multiplier, bias, lo, hi, [residual, residual_multiplier], see `numerics.epilogue`.
+Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+
+ACCUMULATING = frozenset({"conv", "dot", "sum", "window_sum", "affine"})
+WEIGHTED = frozenset({"conv", "dot"})
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A dimension that follows the batch size: `per_batch * batch + constant`."""
+
+    per_batch: int
+    constant: int
+
+    def bind(self, batch: int) -> int:
+        return self.per_batch * batch + self.constant
+
+
+@dataclass(frozen=True)
+class Aval:
+    """Shape and dtype of a value. A dimension is an int, or a `Dim` where it follows the batch size."""
+
+    shape: tuple[Any, ...]
+    dtype: np.dtype
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype.name in ("float32", "bfloat16", "float16")
+
+    @property
+    def follows_batch(self) -> bool:
+        return any(isinstance(dim, Dim) for dim in self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class QType:
+    """What an integer value stands for: real = scale * q. `scale` is a float, or one per last-axis channel."""
+
+    dtype: str
+    scale: float | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation and the value it makes.
+
+    `roles` names the inputs where the op takes them by name; `aval` is a tuple for the few primitives with several
+    results, whose values are then picked by "item" nodes; `scope` is the path of the layer the node was traced in. In
+    the quantized graph `fused` says what the node's epilogue holds and `reason` why a node stays in float.
+    """
+
+    op: str
+    inputs: tuple["Node", ...]
+    attrs: Mapping[str, Any]
+    aval: Any
+    name: str = ""
+    roles: tuple[str, ...] = ()
+    qtype: QType | None = None
+    scope: str = ""
+    fused: tuple[str, ...] = ()
+    reason: str = ""
+
+    def get(self, role: str) -> "Node | None":
+        """The input of that role, or None."""
+        return self.inputs[self.roles.index(role)] if role in self.roles else None
+
+    def operand(self, role: str) -> "Node":
+        """The input of that role."""
+        return self.inputs[self.roles.index(role)]
+
+    @property
+    def is_constant(self) -> bool:
+        return self.op in ("const", "param")
+
+    @property
+    def value(self) -> Any:
+        """The array of a "const" or "param" node."""
+        return self.attrs["value"]
+
+    def replace(self, **changes: Any) -> "Node":
+        return dataclasses.replace(self, **changes)
+
+    def with_operands(self, operands: Mapping[str, "Node | None"], **changes: Any) -> "Node":
+        """The same op on the given operands; those that are None are left out."""
+        present = {role: node for role, node in operands.items() if node is not None}
+        return self.replace(inputs=tuple(present.values()), roles=tuple(present), **changes)
+
+    def with_attrs(self, **attrs: Any) -> "Node":
+        return self.replace(attrs={**self.attrs, **attrs})
+
+    def __repr__(self) -> str:
+        return f"Node({self.op}, {self.name!r}, {self.aval})"
+
+
+def constant(value: Any, name: str = "") -> Node:
+    """A node that holds a value: "const" for a scalar, which is compiled in; "param" for an array, an argument."""
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)
+        value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
+    aval = Aval(tuple(value.shape), value.dtype)
+    return Node("const" if aval.shape == () else "param", (), {"value": value}, aval, name)
+
+
+def topological(outputs: tuple[Node, ...]) -> tuple[Node, ...]:
+    """All nodes that the outputs need, inputs before users."""
+    order: dict[int, Node] = {}
+    stack: list[tuple[Node, Iterator[Node]]] = []
+    entered: set[int] = set()
+    for output in outputs:
+        if id(output) in entered:
+            continue
+        entered.add(id(output))
+        stack.append((output, iter(output.inputs)))
+        while stack:
+            node, rest = stack[-1]
+            below = next((child for child in rest if id(child) not in entered), None)
+            if below is None:
+                stack.pop()
+                order[id(node)] = node
+            else:
+                entered.add(id(below))
+                stack.append((below, iter(below.inputs)))
+    return tuple(order.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A function: `inputs` (nodes of op "input", one per array argument) to `outputs`."""
+
+    inputs: tuple[Node, ...]
+    outputs: tuple[Node, ...]
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that the outputs need, in topological order."""
+        return topological(self.outputs)
+
+    @cached_property
+    def users(self) -> dict[Node, list[Node]]:
+        """The nodes that read each node, once per edge; being a graph output is not counted."""
+        users: dict[Node, list[Node]] = {node: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in node.inputs:
+                users[source].append(node)
+        return users
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The arrays of all "param" nodes by name: the argument `params` of the evaluated function."""
+        return {node.name: node.value for node in self.nodes if node.op == "param"}
+
+    def map(self, change: Callable[[Node], Node]) -> "Graph":
+        """The graph with `change` applied to every node, whose inputs are already the changed ones."""
+        new: dict[Node, Node] = {}
+        for node in topological((*self.inputs, *self.outputs)):
+            moved = tuple(new[source] for source in node.inputs)
+            same = all(a is b for a, b in zip(moved, node.inputs, strict=True))
+            new[node] = change(node if same else node.replace(inputs=moved))
+        return Graph(tuple(new[node] for node in self.inputs), tuple(new[node] for node in self.outputs))
+
+    def bind(self, batch: int) -> "Graph":
+        """The graph for one batch size: every `Dim` becomes an int."""
+        return self.map(lambda node: node.replace(attrs=bind(node.attrs, batch), aval=bind(node.aval, batch)))
+
+
+def bind(value: Any, batch: int) -> Any:
+    """`value` with every `Dim` inside it evaluated at the batch size."""
+    if isinstance(value, Dim):
+        return value.bind(batch)
+    if isinstance(value, Aval):
+        return Aval(bind(value.shape, batch), value.dtype)
+    if type(value) is tuple:
+        return tuple(bind(item, batch) for item in value)
+    if isinstance(value, dict):
+        return {key: bind(item, batch) for key, item in value.items()}
+    if isinstance(value, Graph):
+        return value.bind(batch)
+    return value
+
+
+@dataclass
+class Names:
+    """Hands out unique names: the nth use of one name is `name#n`."""
+
+    used: dict[str, int] = field(default_factory=dict)
+
+    def unique(self, name: str) -> str:
+        while True:
+            count = self.used[name] = self.used.get(name, 0) + 1
+            candidate = name if count == 1 else f"{name}#{count}"
+            if count == 1 or candidate not in self.used:
+                if count > 1:
+                    self.used[candidate] = 1
+                return candidate

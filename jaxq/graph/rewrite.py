@@ -1,0 +1,61 @@
+"""The rewrite engine: one sweep over the nodes in order, each offered to the rules of its op until none applies.
+
+A rule is a row of a pass's table: (op, function). The function takes a `Match` and returns the node that replaces
+`match.node`, or None. It never changes a node. A node's inputs are already rewritten when its rules see it, so a chain
+collapses into its head in one sweep, and a sweep costs time linear in the number of nodes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from jaxq.graph.node import Graph, Node
+
+
+@dataclass
+class Match:
+    """A node that a rule may replace, and what the rule may know about the graph around it."""
+
+    node: Node
+    uses: dict[Node, int] = field(default_factory=dict)
+    depth: dict[Node, int] = field(default_factory=dict)
+
+    def is_sole_user(self, source: Node) -> bool:
+        """True if only `node` reads `source`, so that `source` may be absorbed."""
+        return self.uses[source] == 1
+
+
+Rule = tuple[str, Callable[[Match], Node | None]]
+
+
+def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
+    """One sweep of the rules over the graph; of several rules for one op the first that applies wins."""
+    table: dict[str, list[Callable[[Match], Node | None]]] = {}
+    for op, rule in rules:
+        table.setdefault(op, []).append(rule)
+    match = Match(graph.nodes[0] if graph.nodes else graph.inputs[0])
+    counts = {node: len(users) for node, users in graph.users.items()}
+    for node in graph.outputs:
+        counts[node] += 1
+
+    def know(node: Node, uses: int) -> None:
+        match.uses[node] = uses
+        match.depth[node] = 1 + max((match.depth.get(source, 0) for source in node.inputs), default=0)
+
+    new: dict[Node, Node] = {}
+    for node in (*graph.inputs, *graph.nodes):
+        if node in new:
+            continue
+        current = node.replace(inputs=tuple(new[source] for source in node.inputs))
+        know(current, counts.get(node, 0))
+        while True:
+            match.node = current
+            replaced = next((r for rule in table.get(current.op, ()) if (r := rule(match)) is not None), None)
+            if replaced is None:
+                break
+            for source in replaced.inputs:
+                if source not in match.uses:
+                    know(source, 1)
+            know(replaced, counts.get(node, 0))
+            current = replaced
+        new[node] = current
+    return Graph(tuple(new[node] for node in graph.inputs), tuple(new[node] for node in graph.outputs))

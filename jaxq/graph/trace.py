@@ -1,0 +1,298 @@
+"""A function of parameters and arrays to a float `Graph`. The only file that reads jaxprs.
+
+The function is traced at two batch sizes and the two graphs are laid over each other: where a dimension differs, it
+follows the batch and becomes a `Dim`, affine through the two sizes. A trace at a third size must then agree. Concrete
+traces see what the model does at real sizes and need no support for symbolic shapes from the model. Where the graphs
+cannot be laid over each other, the batch is fixed and `Traced.fixed_because` says why.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from jaxq.errors import JaxqError, TraceError
+from jaxq.graph.node import Aval, Dim, Graph, Names, Node, constant
+from jaxq.graph.primitives import CALLS, RANDOM, TABLE
+from jaxq.models import ADVICE
+
+SIZES = (2, 3)
+CHECK = 5
+
+# The last component of a parameter's path when it names the array and not the layer that owns it.
+_LEAF = re.compile(r"^(kernel|weight|w|bias|b|embedding|scale|value|\d+)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """The float graph of a function; `graph.inputs` are the argument leaves, in the order of `in_tree`."""
+
+    graph: Graph
+    in_tree: Any
+    out_tree: Any
+    fixed_because: str | None
+
+
+def trace(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Traced:
+    """Traces `fun(params, *args)`.
+
+    Args:
+      fun: any JAX-traceable function.
+      params: a pytree of arrays; it becomes constants of the graph, named by their paths.
+      args: a tuple of pytrees of arrays or `jax.ShapeDtypeStruct`, one calibration batch. The batch axis is the
+        leading axis of every leaf whose leading size is that of the first array leaf.
+
+    Raises:
+      TraceError: the function raises under tracing, draws random numbers, or mixes the examples of a batch.
+    """
+    leaves, in_tree = jax.tree.flatten(args)
+    shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
+    batch = next((shape.shape[0] for shape in shapes if shape.shape), None)
+
+    def at(size: int | None) -> tuple[Graph, Any]:
+        def resize(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            if size is None or not shape.shape or shape.shape[0] != batch:
+                return shape
+            return jax.ShapeDtypeStruct((size, *shape.shape[1:]), shape.dtype)
+
+        return _trace_once(fun, params, jax.tree.unflatten(in_tree, [resize(shape) for shape in shapes]))
+
+    try:
+        graph, out_tree = at(None)
+    except JaxqError:
+        raise
+    except Exception as error:
+        taken = ", ".join(f"{shape.dtype}{list(shape.shape)}" for shape in shapes)
+        advice = ADVICE.get(type(error).__name__, f"a batch gives it {len(args)} argument(s), {taken}")
+        raise TraceError(f"tracing the function failed: {advice}. {type(error).__name__}: {first_line(error)}") from error
+    _check_random(graph)
+    if batch is None:
+        return Traced(named(graph), in_tree, out_tree, "no argument has a batch axis")
+    try:
+        first, second, third = (at(size)[0] for size in (*SIZES, CHECK))
+    except Exception as error:  # whatever the model raises at another batch size, it holds for this one only
+        fixed_because = f"the function fails at other batch sizes: {type(error).__name__}: {first_line(error)}"
+        return Traced(named(graph), in_tree, out_tree, fixed_because)
+    overlay = _Overlay(*SIZES)
+    template = overlay.graph(first, second)
+    if template is not None:
+        _check_mixing(template)
+    if not overlay.differences:
+        assert template is not None
+        check = _Overlay(CHECK, CHECK)
+        check.graph(template.bind(CHECK), third)
+        overlay.differences += check.differences
+    if overlay.differences:
+        return Traced(named(graph), in_tree, out_tree, overlay.differences[0])
+    assert template is not None
+    return Traced(named(template), in_tree, out_tree, None)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+
+def _trace_once(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> tuple[Graph, Any]:
+    closed, out_shape = jax.make_jaxpr(fun, return_shape=True)(params, *args)
+    paths = jax.tree_util.tree_flatten_with_path(params)[0]
+    constants = [constant(leaf, _path(path)) for path, leaf in paths]
+    keyed = jax.tree_util.tree_flatten_with_path(args)[0]
+    inputs = []
+    for (path, leaf), var in zip(keyed, closed.jaxpr.invars[len(constants) :], strict=True):
+        del leaf
+        name = "input" if len(keyed) == 1 else f"input/{_path(path)}"
+        inputs.append(Node("input", (), {}, _aval(var), name))
+    outputs = _Interpreter().run(closed, [*constants, *inputs], scope="", label="")
+    return Graph(tuple(inputs), tuple(outputs)), jax.tree.structure(out_shape)
+
+
+def _path(path: Sequence[Any]) -> str:
+    """A pytree path as `a/b/0`; an NNX variable's `.value` is not part of its name."""
+    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    return "/".join(part for part in parts if part != "value")
+
+
+def _aval(var: Any) -> Aval:
+    return Aval(tuple(var.aval.shape), var.aval.dtype)
+
+
+class _Interpreter:
+    """Reads a jaxpr equation by equation, in the manner of JAX's own interpreters."""
+
+    def run(self, closed: ClosedJaxpr, inputs: Sequence[Node], scope: str, label: str) -> list[Node]:
+        jaxpr = closed.jaxpr
+        env: dict[Any, Node] = {}
+
+        def read(atom: Any) -> Node:
+            return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else env[atom]
+
+        env.update(zip(jaxpr.constvars, (constant(value, "const") for value in closed.consts), strict=True))
+        env.update(zip(jaxpr.invars, inputs, strict=True))
+        for eqn in jaxpr.eqns:
+            inner = _join(scope, str(eqn.source_info.name_stack))
+            operands = tuple(read(atom) for atom in eqn.invars)
+            body = _called(eqn)
+            if body is not None:
+                short = eqn.params.get("name", "") if inner and len(body.jaxpr.eqns) <= 4 else ""
+                results = self.run(body, operands[len(operands) - len(body.jaxpr.invars) :], inner, short or label)
+            else:
+                results = self._node(eqn, operands, inner, label or eqn.primitive.name)
+            env.update(zip(eqn.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _node(self, eqn: Any, operands: tuple[Node, ...], scope: str, label: str) -> list[Node]:
+        row = TABLE.get(eqn.primitive)
+        if row is None:
+            op, attrs = "opaque", {"primitive": eqn.primitive, "params": dict(eqn.params)}
+        else:
+            op, attrs = row.name, {key: self._data(value, scope) for key, value in row.read(eqn.params).items()}
+        avals = tuple(_aval(var) for var in eqn.outvars)
+        name = _join(scope, label)
+        if not (eqn.primitive.multiple_results or op == "sort"):
+            return [Node(op, operands, attrs, avals[0], name, scope=scope)]
+        node = Node(op, operands, attrs, avals, name, scope=scope)
+        return [Node("item", (node,), {"index": i}, aval, name, scope=scope) for i, aval in enumerate(avals)]
+
+    def _data(self, value: Any, scope: str) -> Any:
+        """A jaxpr among the parameters (scan, while, cond) becomes a graph of its own."""
+        if isinstance(value, tuple) and value and isinstance(value[0], ClosedJaxpr):
+            return tuple(self._data(item, scope) for item in value)
+        if not isinstance(value, ClosedJaxpr):
+            return value
+        inputs = [Node("input", (), {}, _aval(var), f"carry{i}") for i, var in enumerate(value.jaxpr.invars)]
+        return Graph(tuple(inputs), tuple(self.run(value, inputs, scope, label="")))
+
+
+def _called(eqn: Any) -> ClosedJaxpr | None:
+    """The jaxpr that the equation only calls, if it is such an equation."""
+    if eqn.primitive not in CALLS:
+        return None
+    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    return ClosedJaxpr(body, ()) if isinstance(body, Jaxpr) else body
+
+
+def _join(scope: str, inner: str) -> str:
+    return f"{scope}/{inner}" if scope and inner else scope or inner
+
+
+def named(graph: Graph) -> Graph:
+    """The graph with unique names: a conv or dot is named by its layer, or by its weight's path where the trace has
+    no layer names (NNX, plain functions); any other node by its layer and primitive."""
+    names, origin = Names(), dict[Node, str]()
+
+    def change(node: Node) -> Node:
+        paths = [origin[source] for source in node.inputs if origin.get(source)]
+        name = node.name
+        if node.op in ("conv_general_dilated", "dot_general") and paths and node.inputs:
+            name = node.scope or _layer(paths[-1])
+        elif node.op == "const":
+            return node
+        new = node.replace(name=names.unique(name or node.op))
+        if node.op == "param" or (paths and all(origin.get(s) is not None or s.is_constant for s in node.inputs)):
+            origin[new] = node.name if node.op == "param" else paths[0]
+        return new
+
+    return graph.map(change)
+
+
+def _layer(path: str) -> str:
+    """The layer that owns the parameter at that path."""
+    parts = path.split("/")
+    return "/".join(parts[:-1] if len(parts) > 1 and _LEAF.match(parts[-1]) else parts)
+
+
+class _Overlay:
+    """Lays two graphs of one function, traced at two batch sizes, over each other."""
+
+    def __init__(self, small: int, large: int):
+        self.small, self.large = small, large
+        self.differences: list[str] = []
+
+    def graph(self, a: Graph, b: Graph) -> Graph | None:
+        """The graph whose dimensions follow the batch; None (with a difference noted) if the two have other ops."""
+        if [node.op for node in a.nodes] != [node.op for node in b.nodes]:
+            self.differences.append("the function does other operations at other batch sizes")
+            return None
+        twin = dict(zip(a.nodes, b.nodes, strict=True))
+        twin.update(zip(a.inputs, b.inputs, strict=True))
+        position = {node: i for i, node in enumerate(b.nodes)}
+        edges_a = {node: i for i, node in enumerate(a.nodes)}
+        for node, other in twin.items():
+            if [edges_a[s] for s in node.inputs] != [position[s] for s in other.inputs]:
+                self.differences.append(f"{node.name}: reads other values at other batch sizes")
+                return None
+        merged = {
+            node: (self.value(node.attrs, twin[node].attrs, node.name), self.value(node.aval, twin[node].aval, node.name))
+            for node in twin
+        }
+        new: dict[Node, Node] = {}
+        for node in (*a.inputs, *a.nodes):
+            if node not in new:
+                attrs, aval = merged[node]
+                new[node] = node.replace(inputs=tuple(new[s] for s in node.inputs), attrs=attrs, aval=aval)
+        return Graph(tuple(new[n] for n in a.inputs), tuple(new[n] for n in a.outputs))
+
+    def value(self, a: Any, b: Any, where: str) -> Any:
+        if a is b:
+            return a
+        if isinstance(a, Aval) and isinstance(b, Aval) and a.dtype == b.dtype:
+            return Aval(self.value(a.shape, b.shape, where), a.dtype)
+        if isinstance(a, Mapping) and isinstance(b, Mapping) and a.keys() == b.keys():
+            return {key: self.value(a[key], b[key], where) for key in a}
+        if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+            return tuple(self.value(x, y, where) for x, y in zip(a, b, strict=True))
+        if isinstance(a, Graph) and isinstance(b, Graph):
+            return self.graph(a, b) or a
+        if isinstance(a, np.ndarray | jax.Array) and isinstance(b, np.ndarray | jax.Array):
+            if a.dtype == b.dtype and _same_array(a, b):
+                return a
+            self.differences.append(f"{where}: a constant depends on the batch size")
+            return a
+        if isinstance(a, int) and isinstance(b, int) and a != b and self.small != self.large:
+            slope, rest = divmod(b - a, self.large - self.small)
+            if rest == 0:
+                return Dim(slope, a - slope * self.small)
+        if type(a) is type(b) and (a == b or str(a) == str(b)):
+            return a
+        self.differences.append(f"{where}: {a} at batch size {self.small} is {b} at {self.large}")
+        return a
+
+
+def _same_array(a: Any, b: Any) -> bool:
+    if a.shape != b.shape:
+        return False
+    if jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        return True
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")
+
+
+def _check_random(graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.op == "opaque" and node.attrs["primitive"] in RANDOM:
+            raise TraceError(
+                f"layer {node.scope or node.name!r} draws random numbers: dropout is on. Put the model in inference "
+                "mode: model.eval() for NNX, deterministic=True or train=False (static_kwargs) for Linen"
+            )
+
+
+def _check_mixing(graph: Graph) -> None:
+    """A reduction over the batch axis that flows back into batched values is a training-mode batch norm."""
+    reduced: set[Node] = set()
+    for node in graph.nodes:
+        tainted = next((source for source in node.inputs if source in reduced), None)
+        if tainted is not None:
+            if isinstance(node.aval, Aval) and node.aval.follows_batch:
+                raise TraceError(
+                    f"layer {tainted.scope or tainted.name!r} computes statistics over the batch: the model is in "
+                    "training mode. Put it in inference mode: model.eval() for NNX, use_running_average=True or "
+                    "train=False (static_kwargs) for Linen"
+                )
+            reduced.add(node)
+        elif node.op.startswith("reduce_") and "axes" in node.attrs:
+            shape = node.inputs[0].aval.shape
+            if any(isinstance(shape[axis], Dim) for axis in node.attrs["axes"]):
+                reduced.add(node)

@@ -1,0 +1,76 @@
+"""What a graph must hold at each stage; a pass that breaks it is a bug in jaxq, found here and not in a wrong result."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxq import numerics
+from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
+from jaxq.graph.primitives import BY_NAME
+
+_BORDERS = ("quantize", "dequantize")
+_PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
+
+
+def verify(graph: Graph, stage: str) -> Graph:
+    """The graph itself, if it is legal at the stage ("float" or "int8"); else a ValueError that names the node."""
+    names: set[str] = set()
+    for node in graph.nodes:
+        for wrong, says in _CHECKS[stage]:
+            if wrong(node):
+                raise ValueError(f"{node!r} {says}")
+        if node.op != "const" and node.name in names:
+            raise ValueError(f"{node!r} shares its name with another node")
+        names.add(node.name)
+    return graph
+
+
+def _is_integer(node: Node) -> bool:
+    return isinstance(node.aval, Aval) and node.aval.dtype.name in numerics.BOUNDS and not node.is_constant
+
+
+def _is_int8(node: Node) -> bool:
+    return node.op in ACCUMULATING and "multiplier" in node.roles
+
+
+def _unknown(node: Node) -> bool:
+    ours = (*ACCUMULATING, *_BORDERS, "input", "const", "param", "item", "opaque")
+    return node.op not in ours and node.op not in BY_NAME
+
+
+def _bad_vector(node: Node) -> bool:
+    channels = node.aval.shape[-1] if _is_int8(node) else 0
+    return _is_int8(node) and any(
+        node.operand(role).aval != Aval((channels,), np.dtype(np.float32)) for role in _PER_CHANNEL
+    )
+
+
+def _unscaled(node: Node) -> bool:
+    made = _is_int8(node) or node.op == "quantize"
+    return made and _is_integer(node) and node.qtype is None
+
+
+def _mixed_weight(node: Node) -> bool:
+    if node.op not in WEIGHTED:
+        return False
+    is_int8 = node.operand("weight").aval.dtype.name == "int8"
+    return is_int8 != _is_int8(node) or is_int8 != (node.operand("x").aval.dtype.name in numerics.BOUNDS)
+
+
+_Check = tuple[Callable[[Node], bool], str]
+_ANY: tuple[_Check, ...] = (
+    (_unknown, "is no op that jaxq knows"),
+    (_mixed_weight, "multiplies integers with floats"),
+)
+_CHECKS: dict[str, tuple[_Check, ...]] = {
+    "float": (
+        *_ANY,
+        (_is_int8, "has an int8 epilogue in a float graph"),
+        (lambda node: node.op in _BORDERS, "is a border in a float graph"),
+    ),
+    "int8": (
+        *_ANY,
+        (_bad_vector, "has an epilogue operand that is no float32 vector of its channels"),
+        (_unscaled, "makes integers of unknown scale"),
+    ),
+}

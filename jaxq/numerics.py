@@ -1,0 +1,94 @@
+"""quantize, dequantize, epilogue: the only rounding code in jaxq.
+
+    real = scale * q                                        no zero point
+    q = convert(round_half_even(clip(real / scale)))        int8 in [-127, 127], uint8 in [0, 255], NaN becomes 0
+
+The epilogue of every accumulating op, in float32 and in this order:
+
+    y = acc * multiplier[c]                                 multiplier = scale_in * scale_weight[c] / scale_out
+    y = y + bias[c]                                         bias in units of scale_out
+    y = y + residual * residual_multiplier                  residual_multiplier = scale_residual / scale_out
+    y = clip(y, lo[c], hi[c])                               the activation's bounds, cut to the output dtype's range
+    out = convert(round_half_even(y))                       for an integer output; a float output is y itself
+
+Each product is rounded before it is added. Compilers contract a * b + c to a fused multiply-add, which skips that
+rounding; a clamp at the largest finite float on the product keeps the two apart and changes no finite value.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+BOUNDS = {"int8": (-127.0, 127.0), "uint8": (0.0, 255.0)}
+LARGEST = float(np.finfo(np.float32).max)
+
+# The most products that an int32 accumulator holds: K * 127 * 127 and K * 255 * 127 below 2**31.
+MAX_PRODUCTS = {"int8": 133_144, "uint8": 66_311}
+
+
+def largest_level(dtype: str) -> int:
+    """The largest integer level of a quantized dtype: scale = threshold / largest_level."""
+    return int(BOUNDS[dtype][1])
+
+
+def _rounded(product: jax.Array) -> jax.Array:
+    return jnp.clip(product, jnp.float32(-LARGEST), jnp.float32(LARGEST))
+
+
+def _to_integer(y: jax.Array, dtype: str) -> jax.Array:
+    """Round half to even and convert; `y` is already within the bounds of `dtype`."""
+    return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN).astype(dtype)
+
+
+def quantize(x: jax.Array, multiplier: jax.Array, *, dtype: str) -> jax.Array:
+    """Float `x` to int8 or uint8; `multiplier` is 1 / scale in float32, a scalar or one per last-axis channel."""
+    y = x.astype(jnp.float32)
+    y = jnp.where(jnp.isnan(y), jnp.float32(0), y) * multiplier
+    lo, hi = BOUNDS[dtype]
+    return _to_integer(jnp.clip(y, jnp.float32(lo), jnp.float32(hi)), dtype)
+
+
+def dequantize(q: jax.Array, scale: jax.Array, *, dtype: np.dtype) -> jax.Array:
+    """int8 or uint8 `q` to the float `dtype`: scale * q, computed in float32."""
+    return (q.astype(jnp.float32) * scale).astype(dtype)
+
+
+def epilogue(
+    acc: jax.Array,
+    multiplier: jax.Array,
+    bias: jax.Array,
+    lo: jax.Array,
+    hi: jax.Array,
+    residual: jax.Array | None = None,
+    residual_multiplier: jax.Array | None = None,
+    *,
+    dtype: np.dtype,
+) -> jax.Array:
+    """The int32 accumulator `(..., C)` to the output dtype; see the module's docstring for the arithmetic.
+
+    `multiplier`, `bias`, `lo`, `hi` are float32 `(C,)`; `residual` has the accumulator's shape and is int8, uint8 or
+    float; `residual_multiplier` is a float32 scalar.
+    """
+    y = _rounded(acc.astype(jnp.float32) * multiplier) + bias
+    if residual is not None:
+        y = y + _rounded(residual.astype(jnp.float32) * residual_multiplier)
+    y = jnp.clip(y, lo, hi)
+    dtype = np.dtype(dtype)
+    return _to_integer(y, dtype.name) if dtype.name in BOUNDS else y.astype(dtype)
+
+
+def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A float weight whose last axis is the output channel to (int8 weight, float64 scale per output channel).
+
+    scale[c] = max |w[..., c]| / 127 with a positive floor, so that a dead channel (folded batch norms leave some) has
+    a finite scale. Never clipped.
+    """
+    amax = np.max(np.abs(weight), axis=tuple(range(weight.ndim - 1)), initial=0.0).astype(np.float64)
+    scale = np.maximum(amax, SMALLEST_AMAX) / largest_level("int8")
+    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+
+
+# Below this a weight contributes nothing to any float32 sum that a network forms, and its scale stays far above the
+# subnormal numbers, which some devices flush to zero.
+SMALLEST_AMAX = 1e-20
