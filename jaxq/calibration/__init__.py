@@ -1,0 +1,1 @@
+"""Calibration: what the activations were, and the thresholds drawn from it."""

@@ -1,0 +1,159 @@
+"""One pass over the calibration batches: a histogram of every value that may become integers, and a few samples.
+
+The float graph runs under `jit` with the histograms inside it, so no two activations need be alive for the observer's
+sake. The samples kept are those with the smallest content hash: which ones they are depends on the data alone, not on
+its order.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq.calibration import histogram
+from jaxq.calibration.batches import Batches
+from jaxq.calibration.histogram import Histogram
+from jaxq.errors import CalibrationError
+from jaxq.graph.evaluate import evaluate
+from jaxq.graph.node import Dim, Graph, Node
+from jaxq.progress import Progress
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration saw: a histogram for each observed value, by name, and sample arguments (leaves)."""
+
+    histograms: Mapping[str, Histogram]
+    samples: tuple[np.ndarray, ...]
+    num_batches: int
+    num_examples: int
+
+
+def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samples: int) -> Statistics:
+    """Runs the float graph over all batches.
+
+    Args:
+      graph: the simplified float graph.
+      observed: the nodes whose values are observed.
+      batches: the calibration data, read once.
+      num_samples: how many examples to keep.
+
+    Raises:
+      CalibrationError: a batch that the graph does not take, a layer that makes NaN or Inf, or no example at all.
+    """
+    names = {node: node.name for node in graph.nodes if node in set(observed)}
+    stats = {name: histogram.empty() for name in names.values()}
+    params = graph.params
+    step = jax.jit(lambda stats, params, leaves: _step(graph, names, stats, params, leaves))
+    samples = _Samples(graph, num_samples)
+    num_batches = num_examples = 0
+    with Progress("calibrating", batches.total) as progress:
+        for index, args in batches:
+            leaves = jax.tree.leaves(args)
+            size = _batch_size(graph, leaves, index)
+            stats = step(stats, params, leaves)
+            _check_finite(stats, index)
+            samples.add(leaves)
+            num_batches, num_examples = num_batches + 1, num_examples + size
+            progress.advance(f"{num_examples} examples")
+    if num_examples == 0:
+        raise CalibrationError("batches: no batch held an example")
+    return Statistics(stats, samples.leaves(), num_batches, num_examples)
+
+
+def _step(
+    graph: Graph, names: Mapping[Node, str], stats: Mapping[str, Histogram], params: Any, leaves: Sequence[Any]
+) -> dict[str, Histogram]:
+    """The histograms with one batch added."""
+    new = dict(stats)
+    bound = graph.bind(_leading(graph, leaves))
+    observed = set(names.values())
+
+    def add(node: Node, value: Any) -> None:
+        if node.name in observed:
+            new[node.name] = histogram.observe(new[node.name], value)
+
+    for node, leaf in zip(bound.inputs, leaves, strict=True):
+        add(node, leaf)
+    evaluate(bound, params, leaves, tap=add)
+    return new
+
+
+def follows_batch(node: Node) -> bool:
+    """True for a graph input whose leading axis is the batch."""
+    return bool(node.aval.shape) and isinstance(node.aval.shape[0], Dim)
+
+
+def _leading(graph: Graph, leaves: Sequence[Any]) -> int:
+    sizes = [leaf.shape[0] for node, leaf in zip(graph.inputs, leaves, strict=True) if follows_batch(node)]
+    return int(sizes[0]) if sizes else 0
+
+
+def _batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
+    """The number of examples in the batch, whose leaves must fit the graph."""
+    batch = _leading(graph, leaves)
+    for node, leaf in zip(graph.bind(batch).inputs, leaves, strict=True):
+        if tuple(leaf.shape) != node.aval.shape:
+            raise CalibrationError(
+                f"batch {index}, {node.name}: has shape {tuple(leaf.shape)} where the others make it {node.aval.shape}"
+            )
+    return batch or 1
+
+
+def _check_finite(stats: Mapping[str, Histogram], index: int) -> None:
+    for name, histogram_ in stats.items():
+        if histogram_.to_numpy().nonfinite:
+            raise CalibrationError(
+                f"batch {index}: layer {name!r} makes NaN or Inf; the batch itself holds none. Check the layer's "
+                "variables, or take the batch out"
+            )
+
+
+@dataclass
+class _Samples:
+    """The examples with the smallest content hash; whole batches where the graph has a fixed batch."""
+
+    graph: Graph
+    size: int
+    kept: list[tuple[int, int, list[Any]]] = field(default_factory=list)
+    shared: list[Any] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+
+    def add(self, leaves: Sequence[Any]) -> None:
+        if self.size == 0:
+            return
+        arrays = [np.asarray(leaf) for leaf in leaves]
+        self.shared = self.shared or arrays
+        follows = [follows_batch(node) for node in self.graph.inputs]
+        for i in range(_leading(self.graph, arrays) if any(follows) else 1):
+            rows = [array[i] if batched else array for array, batched in zip(arrays, follows, strict=True)]
+            digest = hashlib.blake2b(digest_size=8)
+            for row in rows:
+                digest.update(np.ascontiguousarray(row).tobytes())
+            self._keep(int.from_bytes(digest.digest(), "big"), rows)
+
+    def _keep(self, key: int, rows: list[Any]) -> None:
+        if key in self.seen:
+            return
+        limit = self.size if any(map(follows_batch, self.graph.inputs)) else 1
+        entry = (-key, len(self.seen), rows)
+        if len(self.kept) < limit:
+            self.seen.add(key)
+            heapq.heappush(self.kept, entry)
+        elif -key > self.kept[0][0]:
+            self.seen.add(key)
+            heapq.heapreplace(self.kept, entry)
+
+    def leaves(self) -> tuple[np.ndarray, ...]:
+        """The kept examples as one batch."""
+        examples = [rows for _, _, rows in sorted(self.kept, key=lambda entry: -entry[0])]
+        if not examples:
+            return ()
+        return tuple(
+            np.stack([rows[i] for rows in examples]) if follows_batch(node) else examples[0][i]
+            for i, node in enumerate(self.graph.inputs)
+        )

@@ -1,0 +1,170 @@
+"""The observer's histogram is exact: any order, chunking and merging of the same samples gives the same bits."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxq.calibration.histogram import NUM_BINS, Histogram, empty, from_samples, merge, observe
+
+TINY = float(np.finfo(np.float32).tiny)
+HUGE = float(np.finfo(np.float32).max)
+
+# One compiled shape for all examples: arrays are padded with zeros, which stand in a slot of their own.
+SIZE = 64
+observe_jit = jax.jit(observe)
+merge_jit = jax.jit(merge)
+
+floats = st.floats(width=32) | st.floats(-4, 4, width=32) | st.sampled_from([0.0, -0.0, 1.0, 2.0**-20, TINY, HUGE])
+samples = st.lists(floats, max_size=3 * SIZE)
+
+
+def of(values, dtype=np.float32):
+    """The histogram of `values`, observed in chunks of SIZE."""
+    x = np.asarray(values, dtype).reshape(-1)
+    padding = -len(x) % SIZE
+    h = empty()
+    for chunk in np.pad(x, (0, padding)).reshape(-1, SIZE):
+        h = observe_jit(h, jnp.asarray(chunk))
+    return Histogram(counts=h.counts.at[0, NUM_BINS].add(-jnp.uint32(padding)), amax=h.amax)
+
+
+def equal(a, b):
+    return np.array_equal(a.counts, b.counts) and a.amax.tobytes() == b.amax.tobytes()
+
+
+def check_against_numpy(h, values):
+    """Counts by np.histogram in float64, whose power-of-two edges are exact."""
+    x = np.abs(np.asarray(values).astype(np.float64)).reshape(-1)
+    finite = x[np.isfinite(x)]
+    nonzero = finite[finite >= TINY]
+    host = h.to_numpy()
+    assert host.amax == nonzero.max(initial=0)
+    assert host.nonfinite == len(x) - len(finite)
+    assert host.zeros == len(finite) - len(nonzero)
+    assert host.counts.sum() == len(nonzero)
+    if len(nonzero):
+        stop = 2.0 ** int(h.exponent)
+        assert stop / 2 <= host.amax < stop
+        assert host.bin_width == stop / NUM_BINS
+        np.testing.assert_array_equal(host.counts, np.histogram(nonzero, NUM_BINS, (0, stop))[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples)
+def test_observe_agrees_with_numpy(values):
+    check_against_numpy(of(values), np.float32(values))
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples, st.randoms(use_true_random=False), st.integers(0, 3 * SIZE))
+def test_order_and_chunking_do_not_matter(values, random, cut):
+    shuffled = list(values)
+    random.shuffle(shuffled)
+    assert equal(of(values), of(shuffled))
+    assert equal(of(values), merge_jit(of(shuffled[:cut]), of(shuffled[cut:])))
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples, samples, samples)
+def test_merge_is_associative_and_commutative_with_identity(a, b, c):
+    a, b, c = of(a), of(b), of(c)
+    assert equal(merge_jit(a, b), merge_jit(b, a))
+    assert equal(merge_jit(merge_jit(a, b), c), merge_jit(a, merge_jit(b, c)))
+    assert equal(merge_jit(a, empty()), a)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 11, 12, 240])
+def test_range_doubles(steps):
+    small = np.random.default_rng(0).uniform(2.0**-120, 2.0**-119, SIZE).astype(np.float32)
+    large = np.float32([2.0 ** (-120 + steps)])
+    h = merge_jit(of(small), of(large))
+    assert int(h.exponent) == -119 + steps
+    check_against_numpy(h, np.concatenate([small, large]))
+    assert equal(h, merge_jit(of(large), of(small)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("value", [0, 1, -3, 0.1, 1e-7, TINY, TINY / 2, 65504, HUGE, math.inf, math.nan])
+def test_constants(dtype, value):
+    with np.errstate(over="ignore"):
+        x = np.full(SIZE, value, np.float32).astype(dtype)
+    check_against_numpy(of(x, dtype), x)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_value_of_a_16_bit_type(dtype):
+    x = np.arange(2**16).astype(np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):
+        check_against_numpy(jax.jit(from_samples)(jnp.asarray(x)), x.astype(np.float32))
+
+
+def test_exponent_at_powers_of_two():
+    for e in range(-125, 128):
+        for x, expected in ((2.0**e, e + 1), (math.nextafter(2.0**e, 0), e + 1), (2.0**e * (1 - 2.0**-24), e)):
+            assert int(of([x]).exponent) == (expected if np.float32(x) >= TINY else -126)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3, 5, 7)])
+def test_shapes(shape):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    check_against_numpy(jax.jit(from_samples)(jnp.asarray(x)), x)
+
+
+def test_subnormals_are_zeros():
+    host = of([TINY / 2, -1e-45, 0.0, TINY]).to_numpy()
+    assert (host.zeros, host.counts.sum(), host.amax) == (3, 1, TINY)
+
+
+def test_nonfinite_samples_touch_nothing_else():
+    x = np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    clean, dirty = of(x), of(np.concatenate([x, np.float32([np.nan, np.inf, -np.inf, -np.nan])]))
+    assert dirty.to_numpy().nonfinite == 4
+    assert dirty.nonfinite.tolist() == [4, 0]
+    np.testing.assert_array_equal(clean.to_numpy().counts, dirty.to_numpy().counts)
+    assert clean.amax == dirty.amax
+
+
+def with_count(count, slot, amax):
+    counts = np.zeros((2, NUM_BINS + 2), np.uint32)
+    counts[:, slot] = count & 0xFFFFFFFF, count >> 32
+    return Histogram(counts=jnp.asarray(counts), amax=jnp.float32(amax))
+
+
+@pytest.mark.parametrize("counts", [(2**32 - 1, 1), (2**32 - 1, 2**32 - 1), (2**16 - 1, 2**48 + 1), (10**12, 10**15)])
+def test_counts_carry_between_limbs(counts):
+    a, b = counts
+    for slot in (NUM_BINS - 1, NUM_BINS, NUM_BINS + 1):
+        h = merge_jit(with_count(a, slot, 1.9999), with_count(b, slot, 1.9999)).to_numpy()
+        assert [*h.counts, h.zeros, h.nonfinite][slot] == a + b
+    doubled = merge_jit(with_count(a, NUM_BINS - 1, 1.9999), with_count(b, NUM_BINS - 2, 3.9999)).to_numpy()
+    assert (doubled.counts[NUM_BINS // 2 - 1], doubled.counts[NUM_BINS - 2]) == (a, b)
+
+
+def test_doubling_carries_between_limbs():
+    full = Histogram(counts=jnp.full((2, NUM_BINS + 2), 2**32 - 1, jnp.uint32).at[1].set(0), amax=jnp.float32(1.5))
+    h = merge_jit(full, of([2.0**30])).to_numpy()
+    assert h.counts[0] == NUM_BINS * (2**32 - 1)
+    assert h.counts.sum() == NUM_BINS * (2**32 - 1) + 1
+    assert h.zeros == h.nonfinite == 2**32 - 1
+
+
+def test_observe_counts_on_from_a_full_limb():
+    h = of(np.full(SIZE, 1.5)).to_numpy()
+    bin_ = int(np.flatnonzero(h.counts)[0])
+    assert (
+        observe_jit(with_count(2**32 - 1, bin_, 1.5), jnp.full(SIZE, 1.5)).to_numpy().counts[bin_] == 2**32 - 1 + SIZE
+    )
+
+
+def test_vmap_merges_many_tensors_at_once():
+    rng = np.random.default_rng(0)
+    a, b = (jnp.asarray(rng.standard_normal((5, SIZE)) * 2.0 ** rng.integers(-8, 8, (5, 1)), jnp.float32) for _ in "ab")
+    merged = jax.jit(jax.vmap(merge))(jax.vmap(from_samples)(a), jax.vmap(from_samples)(b))
+    for i in range(5):
+        check_against_numpy(jax.tree.map(lambda leaf, i=i: leaf[i], merged), np.concatenate([a[i], b[i]]))
