@@ -1,0 +1,27 @@
+"""The passes, in order.
+
+    float graph     constants -> fold -> fuse       exact: the same function up to float rounding
+    int8 graph      place -> lower -> merge         place decides, lower computes the integers, merge changes no bit
+"""
+
+from collections.abc import Mapping
+
+from jaxq.graph.node import Graph
+from jaxq.graph.rewrite import rewrite
+from jaxq.passes import fold, fuse
+from jaxq.passes.constants import fold_constants
+from jaxq.passes.lower import lower
+from jaxq.passes.merge import merge
+from jaxq.passes.place import Placement
+
+
+def simplify(graph: Graph) -> Graph:
+    """The exact passes on a traced graph."""
+    graph = fold_constants(graph)
+    graph = rewrite(graph, fold.RULES)
+    return rewrite(graph, fuse.RULES)
+
+
+def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float]) -> Graph:
+    """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name."""
+    return merge(lower(graph, placement, thresholds))

@@ -1,0 +1,294 @@
+"""Canonical ops, and every per-channel affine map folded into the weights beside it.
+
+Batch norm has no pattern of its own: in any spelling it is multiplications and additions of constants per channel,
+
+    affine(x) = x * scale[c] + bias[c] + residual, clipped to [lo, hi]
+
+and two affine maps in a row are one. A conv or dot takes the map behind it into its weights and bias, and the map
+before it too where the padding allows. Activations and residuals wait for `fuse`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Node, constant
+from jaxq.graph.rewrite import Match, Rule
+
+OPEN = {"lo": -np.inf, "hi": np.inf}
+
+
+def is_open(node: Node) -> bool:
+    """True for an accumulating op to whose sum more may be added: no activation and no residual yet."""
+    return node.attrs["lo"] == -np.inf and node.attrs["hi"] == np.inf and node.get("residual") is None
+
+
+def _affine(node: Node, x: Node, attrs: Any = OPEN, **operands: Node | None) -> Node:
+    return node.replace(op="affine", attrs=dict(attrs)).with_operands({"x": x, **operands})
+
+
+def _channels(node: Node) -> int | None:
+    """The size of the last axis, where the node is a float array with a fixed number of channels."""
+    shape = node.aval.shape if isinstance(node.aval, Aval) and node.aval.is_float else ()
+    return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+
+def _per_channel(node: Node, other: Node) -> np.ndarray | None:
+    """The constant `node` as a float32 vector (C,) if it is one number, or one per last-axis channel, of `other`."""
+    channels = _channels(other)
+    if not node.is_constant or channels is None or not node.aval.is_float:
+        return None
+    shape = node.aval.shape
+    if len(shape) > len(other.aval.shape) or any(dim != 1 for dim in shape[:-1]):
+        return None
+    if shape and shape[-1] not in (1, channels):
+        return None
+    return np.broadcast_to(np.asarray(node.value, np.float32).reshape(-1), (channels,)).copy()
+
+
+def _vector(value: np.ndarray, node: Node, role: str) -> Node:
+    return constant(np.asarray(value, np.float32), f"{node.name}/{role}")
+
+
+def _with_constant(
+    scale: Callable[[np.ndarray], Any] | None, bias: Callable[[np.ndarray], Any] | None, swapped: bool = True
+) -> Callable[[Match], Node | None]:
+    """The rule for a binary op of a value and a per-channel constant c: x * scale(c) + bias(c)."""
+
+    def rule(match: Match) -> Node | None:
+        node = match.node
+        pairs = (node.inputs, node.inputs[::-1]) if swapped else (node.inputs,)
+        for x, c in pairs:
+            value = None if x.is_constant or x.aval.shape != node.aval.shape else _per_channel(c, x)
+            if value is not None:
+                return _affine(
+                    node,
+                    x,
+                    scale=None if scale is None else _vector(scale(value), node, "scale"),
+                    bias=None if bias is None else _vector(bias(value), node, "bias"),
+                )
+        return None
+
+    return rule
+
+
+def _constant_minus(match: Match) -> Node | None:
+    """c - x = x * -1 + c."""
+    c, x = match.node.inputs
+    value = None if x.is_constant or x.aval.shape != match.node.aval.shape else _per_channel(c, x)
+    if value is None:
+        return None
+    minus = _vector(-np.ones_like(value), match.node, "scale")
+    return _affine(match.node, x, scale=minus, bias=_vector(value, match.node, "bias"))
+
+
+def _add_values(match: Match) -> Node | None:
+    """The sum of two values: a residual add."""
+    x, y = match.node.inputs
+    same = isinstance(x.aval, Aval) and x.aval == y.aval and x is not y and _channels(x) is not None
+    return _affine(match.node, x, residual=y) if same and not (x.is_constant or y.is_constant) else None
+
+
+def _bound(side: str) -> Callable[[Match], Node | None]:
+    """max(x, c) and min(x, c) of one number c: relu, relu6, clip."""
+
+    def rule(match: Match) -> Node | None:
+        for x, c in (match.node.inputs, match.node.inputs[::-1]):
+            if c.is_constant and c.value.size == 1 and not x.is_constant and _channels(x) is not None:
+                if x.aval.shape == match.node.aval.shape:
+                    return _affine(match.node, x, {**OPEN, side: float(np.asarray(c.value).reshape(()))})
+        return None
+
+    return rule
+
+
+def _clamp(match: Match) -> Node | None:
+    lo, x, hi = match.node.inputs
+    if lo.is_constant and hi.is_constant and lo.value.size == hi.value.size == 1 and _channels(x) is not None:
+        return _affine(match.node, x, {"lo": float(np.ravel(lo.value)[0]), "hi": float(np.ravel(hi.value)[0])})
+    return None
+
+
+def _sum(match: Match) -> Node | None:
+    """A sum over any axes but the last: what a mean is made of."""
+    node, x = match.node, match.node.inputs[0]
+    axes = node.attrs["axes"]
+    if x.is_constant or _channels(node) is None or len(x.aval.shape) - 1 in axes:
+        return None
+    if any(not isinstance(x.aval.shape[axis], int) for axis in axes):
+        return None
+    return node.replace(op="sum", attrs={**OPEN, "axes": axes}).with_operands({"x": x})
+
+
+def _window_sum(match: Match) -> Node | None:
+    """A windowed sum that leaves the channels alone: what an average pool is made of."""
+    node, x = match.node, match.node.inputs[0]
+    if x.is_constant or _channels(node) is None or node.attrs["window_dimensions"][-1] != 1:
+        return None
+    return node.replace(op="window_sum", attrs={**OPEN, "window": dict(node.attrs)}).with_operands({"x": x})
+
+
+def _transpose(x: Node, permutation: Sequence[int], name: str) -> Node:
+    """`x` with its axes permuted; of a constant, at once."""
+    permutation = tuple(int(axis) for axis in permutation)
+    if permutation == tuple(range(len(permutation))):
+        return x
+    if x.is_constant:
+        return constant(np.transpose(np.asarray(x.value), permutation), x.name)
+    aval = Aval(tuple(x.aval.shape[axis] for axis in permutation), x.aval.dtype)
+    return Node("transpose", (x,), {"permutation": permutation}, aval, name, scope=x.scope)
+
+
+def _reshape(x: Node, shape: tuple[Any, ...], name: str) -> Node:
+    if shape == x.aval.shape:
+        return x
+    return Node("reshape", (x,), {"new_sizes": shape}, Aval(shape, x.aval.dtype), name, scope=x.scope)
+
+
+def _weight(node: Node, value: np.ndarray) -> Node:
+    return constant(np.ascontiguousarray(value, np.float32), f"{node.name}/weight")
+
+
+def _conv(match: Match) -> Node | None:
+    """A convolution with a constant kernel, channels last: x (N, spatial..., C), weight (spatial..., C / groups, O)."""
+    node, (x, w) = match.node, match.node.inputs
+    lhs, rhs, out = node.attrs["dimension_numbers"]
+    if not w.is_constant or x.is_constant or node.attrs["batch_group_count"] != 1 or not node.aval.is_float:
+        return None
+    rank = len(lhs) - 2
+    kernel = np.transpose(np.asarray(w.value, np.float32), (*rhs[2:], rhs[1], rhs[0]))
+    attrs = OPEN | {
+        "strides": node.attrs["window_strides"],
+        "padding": node.attrs["padding"],
+        "lhs_dilation": node.attrs["lhs_dilation"],
+        "rhs_dilation": node.attrs["rhs_dilation"],
+        "groups": node.attrs["feature_group_count"],
+    }
+    last = (out[0], *out[2:], out[1])  # where batch, space and channels stand in the output
+    aval = Aval(tuple(node.aval.shape[axis] for axis in last), node.aval.dtype)
+    x = _transpose(x, (lhs[0], *lhs[2:], lhs[1]), f"{node.name}/transpose_in")
+    conv = node.replace(op="conv", attrs=attrs, aval=aval).with_operands({"x": x, "weight": _weight(node, kernel)})
+    assert len(attrs["strides"]) == rank
+    return _transpose(conv, np.argsort(last), f"{node.name}/transpose_out")
+
+
+def _dot(match: Match) -> Node | None:
+    """A product with a constant matrix: x (..., K), weight (N, K) to (..., N), between reshapes where needed."""
+    node = match.node
+    contracting, (batch, _) = node.attrs["dimension_numbers"]
+    on_left = node.inputs[0].is_constant
+    w, x = node.inputs if on_left else node.inputs[::-1]
+    if not w.is_constant or x.is_constant or batch or not node.aval.is_float or not x.aval.is_float:
+        return None
+    w_axes, x_axes = contracting if on_left else contracting[::-1]
+    x_free = [axis for axis in range(len(x.aval.shape)) if axis not in x_axes]
+    w_free = [axis for axis in range(len(w.aval.shape)) if axis not in w_axes]
+    depth = int(np.prod([w.aval.shape[axis] for axis in w_axes], dtype=np.int64))
+    matrix = np.transpose(np.asarray(w.value, np.float32), (*w_free, *w_axes)).reshape(-1, depth)
+    rows = tuple(x.aval.shape[axis] for axis in x_free)
+    columns = tuple(w.aval.shape[axis] for axis in w_free)
+    x = _transpose(x, (*x_free, *x_axes), f"{node.name}/transpose_in")
+    x = _reshape(x, (*rows, depth), f"{node.name}/reshape_in")
+    aval = Aval((*rows, matrix.shape[0]), node.aval.dtype)
+    dot = node.replace(op="dot", attrs=dict(OPEN), aval=aval)
+    dot = dot.with_operands({"x": x, "weight": _weight(node, matrix)})
+    dot = _reshape(dot, (*rows, *columns), f"{node.name}/reshape_out")
+    if not on_left:
+        return dot
+    back = (*range(len(rows), len(rows) + len(columns)), *range(len(rows)))
+    return _transpose(dot, back, f"{node.name}/transpose_out")
+
+
+def scaled(node: Node, scale: np.ndarray) -> Node:
+    """The accumulating op with its sum and bias multiplied by scale[c]."""
+    operands = dict(zip(node.roles, node.inputs, strict=True))
+    if node.op in WEIGHTED:
+        weight = operands["weight"].value
+        factor = scale if node.op == "conv" else scale[:, None]
+        operands["weight"] = _weight(node, weight.astype(np.float64) * factor)
+    else:
+        before = operands["scale"].value if "scale" in operands else 1.0
+        operands["scale"] = _vector(before * scale.astype(np.float64), node, "scale")
+    if "bias" in operands:
+        operands["bias"] = _vector(operands["bias"].value * scale.astype(np.float64), node, "bias")
+    return _ordered(node, operands)
+
+
+def shifted(node: Node, bias: np.ndarray) -> Node:
+    """The accumulating op with bias[c] added."""
+    operands = dict(zip(node.roles, node.inputs, strict=True))
+    before = operands["bias"].value if "bias" in operands else 0.0
+    operands["bias"] = _vector(before + bias.astype(np.float64), node, "bias")
+    return _ordered(node, operands)
+
+
+def _ordered(node: Node, operands: dict[str, Node]) -> Node:
+    order = ("x", "weight", "scale", "bias", "residual")
+    return node.with_operands({role: operands.get(role) for role in order})
+
+
+def _fold_behind(match: Match) -> Node | None:
+    """affine(conv(x)): the scale goes into the weights, the bias into the bias."""
+    node, head = match.node, match.node.operand("x")
+    if head.op not in ACCUMULATING or not match.is_sole_user(head) or not is_open(head) or not is_open(node):
+        return None
+    scale, bias = node.get("scale"), node.get("bias")
+    if scale is not None:
+        head = scaled(head, scale.value)
+    if bias is not None:
+        head = shifted(head, bias.value)
+    return head.replace(aval=node.aval)
+
+
+def _fold_before(match: Match) -> Node | None:
+    """conv(affine(x)): w * scale[i] and bias + sum(w * bias[i]), the latter only where no padding meets the bias."""
+    node, head = match.node, match.node.operand("x")
+    if head.op != "affine" or not match.is_sole_user(head) or not is_open(head):
+        return None
+    weight = node.operand("weight").value.astype(np.float64)
+    scale, bias = head.get("scale"), head.get("bias")
+    channels = head.aval.shape[-1]
+    if node.op == "conv":
+        if node.attrs["groups"] != 1 or (bias is not None and any(map(any, node.attrs["padding"]))):
+            return None
+        if bias is not None and any(dilation != 1 for dilation in node.attrs["lhs_dilation"]):
+            return None
+        by_channel, contracted = (channels, 1), tuple(range(weight.ndim - 1))
+    else:
+        by_channel, contracted = (channels,), (1,)
+    if bias is not None:
+        node = shifted(node, np.sum(weight * bias.value.reshape(by_channel), axis=contracted))
+    if scale is not None:
+        weight = weight * scale.value.reshape(by_channel)
+    operands = dict(zip(node.roles, node.inputs, strict=True))
+    return _ordered(node, operands | {"x": head.operand("x"), "weight": _weight(node, weight)})
+
+
+def fold_cast(match: Match) -> Node | None:
+    """A conversion between float dtypes behind an accumulating op is that op's output dtype."""
+    node, head = match.node, match.node.inputs[0]
+    if head.op in ACCUMULATING and match.is_sole_user(head) and node.aval.is_float and head.aval.is_float:
+        return head.replace(aval=node.aval)
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    ("conv_general_dilated", _conv),
+    ("dot_general", _dot),
+    ("reduce_sum", _sum),
+    ("reduce_window_sum", _window_sum),
+    ("mul", _with_constant(lambda c: c, None)),
+    ("div", _with_constant(lambda c: 1.0 / c.astype(np.float64), None, swapped=False)),
+    ("add", _with_constant(None, lambda c: c)),
+    ("sub", _with_constant(None, lambda c: -c, swapped=False)),
+    ("sub", _constant_minus),
+    ("add", _add_values),
+    ("max", _bound("lo")),
+    ("min", _bound("hi")),
+    ("clamp", _clamp),
+    ("affine", _fold_behind),
+    ("conv", _fold_before),
+    ("dot", _fold_before),
+    ("convert_element_type", fold_cast),
+)

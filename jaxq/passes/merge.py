@@ -1,0 +1,95 @@
+"""Horizontal fusion: int8 convs or dots that read one value become one, and slices of its output channels.
+
+It runs on the int8 graph, where it changes no bit: each branch brings its own weights, multipliers, biases and bounds,
+all of them per output channel. Branches merge where geometry and output dtype agree and neither has a residual.
+"""
+
+from collections.abc import Hashable
+from os.path import commonprefix
+
+import numpy as np
+
+from jaxq.graph.node import WEIGHTED, Aval, Graph, Node, QType, constant
+
+_PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
+
+
+def merge(graph: Graph) -> Graph:
+    """The graph with its parallel branches merged."""
+    families: dict[Hashable, list[Node]] = {}
+    for node in graph.nodes:
+        if (key := _family(node)) is not None:
+            families.setdefault(key, []).append(node)
+    family_of = {node: family for family in families.values() if len(family) > 1 for node in family}
+    slices: dict[Node, Node] = {}
+
+    def change(old: Node, node: Node) -> Node:
+        if old not in family_of:
+            return node
+        if old not in slices:
+            slices.update(_merged(family_of[old], node.operand("x")))
+        return slices[old]
+
+    new: dict[Node, Node] = {}
+    for node in (*graph.inputs, *graph.nodes):
+        if node not in new:
+            new[node] = change(node, node.replace(inputs=tuple(new[source] for source in node.inputs)))
+    return Graph(tuple(new[node] for node in graph.inputs), tuple(new[node] for node in graph.outputs))
+
+
+def _family(node: Node) -> Hashable:
+    """What parallel branches have in common; None for a node that never merges."""
+    if node.op not in WEIGHTED or "multiplier" not in node.roles or node.get("residual") is not None:
+        return None
+    kernel = node.operand("weight").aval.shape[:-1] if node.op == "conv" else node.operand("weight").aval.shape[1:]
+    geometry = tuple((key, value) for key, value in sorted(node.attrs.items()) if key not in ("lo", "hi"))
+    if node.attrs.get("groups", 1) != 1:
+        return None
+    return (node.operand("x"), node.op, kernel, geometry, node.aval.dtype.name)
+
+
+def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
+    """Each branch's slice of the merged op."""
+    head = family[0]
+    name = _joint_name([node.name for node in family])
+    axis = -1 if head.op == "conv" else 0
+    weights = [node.operand("weight") for node in family]
+    weight = constant(np.concatenate([w.value for w in weights], axis), f"{name}/weight")
+    scale = np.concatenate([np.asarray(w.qtype.scale) for w in weights])  # type: ignore[union-attr]
+    operands: dict[str, Node | None] = {"x": x, "weight": weight.replace(qtype=QType("int8", scale))}
+    for role in _PER_CHANNEL:
+        operands[role] = constant(np.concatenate([node.operand(role).value for node in family]), f"{name}/{role}")
+    widths = [node.aval.shape[-1] for node in family]
+    qtype = None
+    if head.qtype is not None:
+        scales = [np.full(width, node.qtype.scale) for node, width in zip(family, widths, strict=True)]  # type: ignore[union-attr]
+        qtype = QType(head.qtype.dtype, np.concatenate(scales))
+    words = tuple(dict.fromkeys(word for node in family for word in node.fused))
+    merged = head.with_operands(
+        operands,
+        name=name,
+        aval=Aval((*head.aval.shape[:-1], sum(widths)), head.aval.dtype),
+        qtype=qtype,
+        fused=(*words, f"merged:{len(family)}"),
+    )
+    ends = np.cumsum(widths).tolist()
+    return {
+        node: _slice(merged, node, end - width, end) for node, width, end in zip(family, widths, ends, strict=True)
+    }
+
+
+def _slice(merged: Node, branch: Node, start: int, end: int) -> Node:
+    outer = merged.aval.shape[:-1]
+    attrs = {
+        "start_indices": (*(0 for _ in outer), start),
+        "limit_indices": (*outer, end),
+        "strides": None,
+    }
+    return Node("slice", (merged,), attrs, branch.aval, f"{branch.name}/slice", (), branch.qtype, branch.scope)
+
+
+def _joint_name(names: list[str]) -> str:
+    """`Net/Block/{a,b}` for `Net/Block/a` and `Net/Block/b`."""
+    prefix = commonprefix(names)
+    prefix = prefix[: prefix.rfind("/") + 1]
+    return f"{prefix}{{{','.join(name[len(prefix) :] for name in names)}}}"

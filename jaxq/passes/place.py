@@ -1,0 +1,199 @@
+"""Which nodes compute on integers, which values exist as integers, and which of those share one scale.
+
+    anchor      a conv or dot with constant weights: int8 wherever the rules and the accumulator allow
+    flexible    a pool, add, affine map or layout op: int8 where it stands between int8 nodes, that is, where its inputs
+                are at hand as integers and its result flows into an anchor
+    the rest    float
+
+A layout op moves values and makes none, so its inputs and its result share one scale: a scale group. A group's
+threshold comes from the histograms of its sources, the values that no layout op made.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from jaxq import numerics
+from jaxq.config import QuantConfig
+from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
+
+LAYOUT = frozenset(
+    """broadcast_in_dim concatenate convert_element_type copy name pad reduce_max reduce_window_max reshape rev slice
+    squeeze stop_gradient transpose""".split()
+)
+
+# Primitives whose result cannot be negative, whatever they are given.
+_NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "cosh", "erfc"})
+# Primitives whose result cannot be negative when no operand is.
+_KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "max", "reduce_sum", "reduce_window_sum", "select_n", "min", "cumsum"}
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleGroup:
+    """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
+    order names the group."""
+
+    members: tuple[Node, ...]
+    sources: tuple[Node, ...]
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        return self.sources[0].name
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """`int8`: nodes that compute on integers. `groups`: the scale group of every value that exists as integers.
+    `reasons`: why each of the other nodes stays in float."""
+
+    int8: frozenset[Node]
+    groups: dict[Node, ScaleGroup]
+    reasons: dict[Node, str]
+
+    @property
+    def scale_groups(self) -> tuple[ScaleGroup, ...]:
+        return tuple(dict.fromkeys(self.groups.values()))
+
+
+def place(graph: Graph, config: QuantConfig) -> Placement:
+    """Places the nodes of a folded and fused float graph."""
+    reasons: dict[Node, str] = {}
+    capable: set[Node] = set()
+    anchors = {node for node in graph.nodes if node.op in WEIGHTED and not _set_reason(reasons, node, config)}
+    feeding = {node.operand("x") for node in anchors}
+    for node in graph.nodes:
+        if node in anchors:
+            capable.add(node)
+        elif node.op in ACCUMULATING - WEIGHTED or node.op in LAYOUT:
+            at_hand = all(source in capable or source in feeding for source in data_inputs(node))
+            if not at_hand:
+                reasons[node] = "its inputs are float"
+            elif not _set_reason(reasons, node, config):
+                capable.add(node)
+
+    wanted: set[Node] = set()
+    for node in reversed(graph.nodes):
+        for user in graph.users[node]:
+            if node not in data_inputs(user):
+                continue
+            needs = user.operand("x") is node if user in anchors else False
+            if needs or (user in capable and user in wanted):
+                wanted.add(node)
+    int8 = anchors | (capable & wanted)
+    for node in graph.nodes:
+        if node not in int8 and node not in reasons and not node.is_constant and node.op != "input":
+            known = node in capable
+            reasons[node] = "its result is used in float only" if known else _unknown(node)
+    return Placement(frozenset(int8), _groups(graph, int8, wanted), reasons)
+
+
+def data_inputs(node: Node) -> tuple[Node, ...]:
+    """The operands that are activations: not weights, constants per channel or a padding value."""
+    if node.op in ACCUMULATING:
+        return tuple(s for role in ("x", "residual") if (s := node.get(role)) is not None)
+    return node.inputs[:1] if node.op == "pad" else node.inputs
+
+
+def sources(node: Node) -> tuple[Node, ...]:
+    """The values that layout ops made this one of."""
+    found: dict[Node, None] = {}
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        if top.op in LAYOUT:
+            stack.extend(reversed(data_inputs(top)))
+        else:
+            found[top] = None
+    return tuple(found)
+
+
+def _unknown(node: Node) -> str:
+    if node.op == "dot_general":
+        return "neither operand is a constant"
+    if node.op == "conv_general_dilated":
+        return "its kernel is not a constant"
+    if node.op == "opaque":
+        return f"{node.attrs['primitive'].name} has no int8 form"
+    return f"{node.op} has no int8 form"
+
+
+def _set_reason(reasons: dict[Node, str], node: Node, config: QuantConfig) -> bool:
+    reason = _why_not(node, config)
+    if reason is not None:
+        reasons[node] = reason
+    return reason is not None
+
+
+def _why_not(node: Node, config: QuantConfig) -> str | None:
+    """Why the node cannot be int8, or None. Looks at the node alone."""
+    if not isinstance(node.aval, Aval) or not node.aval.is_float:
+        return "it is not a float value"
+    if not all(isinstance(s.aval, Aval) and s.aval.is_float and not s.is_constant for s in data_inputs(node)):
+        return "an operand is a constant or not a float value"
+    if not config.quantizes(node.name):
+        return f"rule {config.rule(node.name).pattern!r}"  # type: ignore[union-attr]
+    if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):
+        return "it pads with another value than zero"
+    limit = numerics.MAX_PRODUCTS["uint8"]
+    if node.op in WEIGHTED and (products := _products(node)) > limit:
+        return f"{products} products overflow an int32 accumulator (at most {limit})"
+    return None
+
+
+def _products(node: Node) -> int:
+    shape = node.operand("weight").aval.shape
+    return prod(shape[:-1]) if node.op == "conv" else shape[1]
+
+
+def never_negative(graph: Graph) -> set[Node]:
+    """The nodes whose value cannot be negative, whatever the input."""
+    found: set[Node] = set()
+    for node in graph.nodes:
+        if _is_never_negative(node, found):
+            found.add(node)
+    return found
+
+
+def _is_never_negative(node: Node, known: set[Node]) -> bool:
+    if node.is_constant:
+        value = np.asarray(node.value)
+        return value.dtype.kind in "ub" or bool(np.all(value.astype(np.float32) >= 0))
+    if not isinstance(node.aval, Aval):
+        return False
+    if node.aval.dtype.kind in "ub":
+        return True
+    if node.op in ACCUMULATING:
+        if node.attrs["lo"] >= 0:
+            return True
+        return node.op not in WEIGHTED and all(source in known for source in node.inputs)
+    return node.op in _NEVER_NEGATIVE or (
+        node.op in _KEEPS_SIGN and bool(node.inputs) and all(source in known for source in node.inputs)
+    )
+
+
+def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node, ScaleGroup]:
+    parent = {node: node for node in graph.nodes if node in wanted}
+
+    def root(node: Node) -> Node:
+        while parent[node] is not node:
+            parent[node] = node = parent[parent[node]]
+        return node
+
+    for node in int8:
+        if node.op in LAYOUT:
+            for source in data_inputs(node):
+                parent[root(source)] = root(node)
+    members: dict[Node, list[Node]] = {}
+    for node in parent:
+        members.setdefault(root(node), []).append(node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    positive = never_negative(graph)
+    groups: dict[Node, ScaleGroup] = {}
+    for group in members.values():
+        made_of = sorted({source for node in group for source in sources(node)}, key=order.__getitem__)
+        dtype = "uint8" if all(source in positive for source in made_of) else "int8"
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(group), tuple(made_of), dtype)))
+    return groups
