@@ -1,0 +1,66 @@
+"""The backend for NVIDIA GPUs: dots and 1x1 convolutions through `pallas_kernels.matmul` (4-way int8 dot products)."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+
+import pallas_kernels
+from jaxq.graph.node import Node
+
+
+def supports(node: Node) -> str | None:
+    """Why the kernel does not take the (bound) node, or None."""
+    if "multiplier" not in node.roles or node.op not in ("conv", "dot"):
+        return f"{node.op} has no kernel yet"
+    if node.op == "conv" and not _is_pointwise(node):
+        return "only 1x1 convolutions without padding and groups are matrix products"
+    rows, depth, columns = _sizes(node)
+    x = jax.ShapeDtypeStruct((rows, depth), node.operand("x").aval.dtype)
+    weight = jax.ShapeDtypeStruct((columns, depth), node.operand("weight").aval.dtype)
+    shortcut = node.get("residual")
+    residual = None if shortcut is None else jax.ShapeDtypeStruct((rows, columns), shortcut.aval.dtype)
+    return pallas_kernels.supports(x, weight, residual, out_dtype=node.aval.dtype)
+
+
+def candidates(node: Node) -> tuple[pallas_kernels.Config, ...]:
+    """The kernel's configs for the node's shapes, the heuristic default first."""
+    sizes = _sizes(node)
+    default = pallas_kernels.default_config(*sizes[:1], sizes[2], sizes[1])
+    others = pallas_kernels.candidates(sizes[0], sizes[2], sizes[1])
+    return (default, *(config for config in others if config != default))
+
+
+def lower(node: Node, tactic: pallas_kernels.Config | None = None) -> Callable[..., Any]:
+    """The function of the node's operands as one kernel; the heuristic config unless a tactic is given."""
+    rows, depth, columns = _sizes(node)
+
+    def run(*operands: Any) -> Any:
+        given = dict(zip(node.roles, operands, strict=True))
+        x, weight = given.pop("x"), given.pop("weight")
+        if node.op == "conv":
+            strides = (1, *node.attrs["strides"], 1)
+            x = jax.lax.slice(x, (0,) * x.ndim, x.shape, strides)
+            weight = weight.reshape(depth, columns).T
+        if "residual" in given:
+            given["residual"] = given["residual"].reshape(rows, columns)
+        y = pallas_kernels.matmul(
+            x.reshape(rows, depth), weight, **given, out_dtype=node.aval.dtype, config=tactic
+        )
+        return y.reshape(node.aval.shape)
+
+    return run
+
+
+def _is_pointwise(node: Node) -> bool:
+    kernel = node.operand("weight").aval.shape[:-2]
+    attrs = node.attrs
+    plain = attrs["groups"] == 1 and not any(map(any, attrs["padding"])) and set(attrs["lhs_dilation"]) == {1}
+    return plain and set(kernel) == {1}
+
+
+def _sizes(node: Node) -> tuple[int, int, int]:
+    """Rows M, depth K and columns N of the node's matrix product."""
+    *outer, columns = node.aval.shape
+    return prod(outer), node.operand("x").aval.shape[-1], columns

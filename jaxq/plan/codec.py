@@ -1,0 +1,198 @@
+"""A plan as JSON and back. Values that JSON lacks are objects with one key that starts with "$"."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxq
+from jaxq.errors import UnsupportedError
+from jaxq.graph.node import Aval, Dim, Graph, Node, QType
+from jaxq.graph.verify import verify
+from jaxq.plan.plan import Plan
+from jaxq.report import Row, Summary
+
+Arrays = dict[str, np.ndarray]
+
+
+def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
+    """The header; arrays inside the graph that are no parameters are added to `arrays` as "#n".
+
+    Raises:
+      UnsupportedError: the graph holds a primitive, or the signature a pytree type, that a file cannot.
+    """
+    return {
+        "jaxq": jaxq.__version__,
+        "jax": jax.__version__,
+        "in_tree": _encode_tree(plan.in_tree, "arguments"),
+        "out_tree": _encode_tree(plan.out_tree, "result"),
+        "graph": _Encoder(arrays).graph(plan.graph),
+        "summary": _Encoder(arrays).value(_summary_data(plan.summary)),
+    }
+
+
+def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays]:
+    """The plan and its parameters."""
+    decoder = _Decoder(arrays)
+    graph = verify(decoder.graph(header["graph"]), "int8")
+    data = decoder.value(header["summary"])
+    summary = Summary(**(data | {"nodes": tuple(Row(**row) for row in data["nodes"])}))
+    plan = Plan(graph, _decode_tree(header["in_tree"]), _decode_tree(header["out_tree"]), summary)
+    return plan, graph.params
+
+
+def _summary_data(summary: Summary) -> dict[str, Any]:
+    data = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
+    return data | {"nodes": tuple(dataclasses.asdict(row) for row in summary.nodes)}
+
+
+@dataclasses.dataclass
+class _Encoder:
+    arrays: Arrays
+
+    def graph(self, graph: Graph) -> dict[str, Any]:
+        nodes = tuple(dict.fromkeys((*graph.inputs, *graph.nodes)))
+        index = {node: i for i, node in enumerate(nodes)}
+        return {
+            "nodes": [self.node(node, index) for node in nodes],
+            "inputs": [index[node] for node in graph.inputs],
+            "outputs": [index[node] for node in graph.outputs],
+        }
+
+    def node(self, node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
+        if node.op == "opaque":
+            raise UnsupportedError(
+                f"layer {node.name!r}: the JAX primitive {node.attrs['primitive'].name!r} has no form that a file can "
+                "hold yet; the model runs, but cannot be saved"
+            )
+        # A parameter's array is one of the file's by its name already.
+        attrs = {} if node.op == "param" and node.name in self.arrays else dict(node.attrs)
+        fields = {
+            "op": node.op,
+            "name": node.name,
+            "scope": node.scope,
+            "inputs": [index[source] for source in node.inputs],
+            "roles": list(node.roles),
+            "attrs": self.value(attrs),
+            "aval": self.value(node.aval),
+            "qtype": self.value(node.qtype),
+            "fused": list(node.fused),
+            "reason": node.reason,
+        }
+        return {key: value for key, value in fields.items() if value not in ([], {}, "", None)}
+
+    def value(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | str):
+            return value
+        if isinstance(value, int | np.integer):
+            return int(value)
+        if isinstance(value, float | np.floating) and not isinstance(value, np.generic):
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if isinstance(value, tuple | list):
+            return [self.value(item) for item in value]
+        if isinstance(value, Dim):
+            return {"$dim": [value.per_batch, value.constant]}
+        if isinstance(value, Aval):
+            return {"$aval": [self.value(value.shape), value.dtype.name]}
+        if isinstance(value, QType):
+            return {"$qtype": [value.dtype, self.value(value.scale)]}
+        if isinstance(value, Graph):
+            return {"$graph": self.graph(value)}
+        if isinstance(value, Mapping):
+            return {"$map": [[key, self.value(item)] for key, item in value.items()]}
+        if isinstance(value, np.ndarray | np.generic | jax.Array):
+            name = f"#{len(self.arrays)}"
+            self.arrays[name] = np.asarray(value)
+            return {"$array": name}
+        raise UnsupportedError(f"a {type(value).__name__} in the graph has no form that a file can hold: {value!r}")
+
+
+@dataclasses.dataclass
+class _Decoder:
+    arrays: Arrays
+
+    def graph(self, data: Mapping[str, Any]) -> Graph:
+        nodes: list[Node] = []
+        for item in data["nodes"]:
+            nodes.append(self.node(item, nodes))
+        return Graph(tuple(nodes[i] for i in data["inputs"]), tuple(nodes[i] for i in data["outputs"]))
+
+    def node(self, item: Mapping[str, Any], nodes: list[Node]) -> Node:
+        attrs = self.value(item.get("attrs", {"$map": []}))
+        name, aval = item.get("name", ""), self.value(item["aval"])
+        if item["op"] == "param" and "value" not in attrs:
+            attrs = {"value": self.arrays[name]}
+        if "value" in attrs and Aval(attrs["value"].shape, attrs["value"].dtype) != aval:
+            raise ValueError(f"array {name!r} is {attrs['value'].dtype}{list(attrs['value'].shape)}, not {aval}")
+        return Node(
+            op=item["op"],
+            inputs=tuple(nodes[_index(i, nodes)] for i in item.get("inputs", ())),
+            attrs=attrs,
+            aval=aval,
+            name=name,
+            roles=tuple(item.get("roles", ())),
+            qtype=self.value(item.get("qtype")),
+            scope=item.get("scope", ""),
+            fused=tuple(item.get("fused", ())),
+            reason=item.get("reason", ""),
+        )
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self.value(item) for item in value)
+        if not isinstance(value, dict):
+            return value
+        ((kind, data),) = value.items()
+        match kind:
+            case "$float":
+                return float(data)
+            case "$dim":
+                return Dim(int(data[0]), int(data[1]))
+            case "$aval":
+                return Aval(self.value(data[0]), jax.numpy.dtype(data[1]))
+            case "$qtype":
+                return QType(data[0], self.value(data[1]))
+            case "$graph":
+                return self.graph(data)
+            case "$map":
+                return {key: self.value(item) for key, item in data}
+            case "$array":
+                return self.arrays[data]
+        raise ValueError(f"unknown kind of value {kind!r}")
+
+
+def _index(i: Any, nodes: list[Node]) -> int:
+    if not isinstance(i, int) or not 0 <= i < len(nodes):
+        raise ValueError(f"node {len(nodes)} reads node {i}, which does not come before it")
+    return i
+
+
+def _encode_tree(tree: Any, what: str) -> Any:
+    """A pytree structure of tuples, lists, dicts and None, its leaves numbered."""
+
+    def encode(value: Any) -> Any:
+        if value is None or isinstance(value, int):
+            return value
+        if type(value) in (tuple, list):
+            return {"$tuple" if type(value) is tuple else "$list": [encode(item) for item in value]}
+        if isinstance(value, Mapping) and type(value).__name__ in ("dict", "FrozenDict"):
+            return {"$dict": [[key, encode(value[key])] for key in value]}
+        raise UnsupportedError(f"the {what} hold a {type(value).__name__}; a file takes tuples, lists, dicts and arrays")
+
+    return encode(jax.tree.unflatten(tree, range(tree.num_leaves)))
+
+
+def _decode_tree(data: Any) -> Any:
+    def decode(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        ((kind, items),) = value.items()
+        if kind == "$dict":
+            return {key: decode(item) for key, item in items}
+        children = [decode(item) for item in items]
+        return tuple(children) if kind == "$tuple" else children
+
+    return jax.tree.structure(decode(data))

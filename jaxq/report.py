@@ -1,0 +1,155 @@
+"""What became of a network: a row for every node of its int8 graph, as data and as a table."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from jaxq.graph.node import WEIGHTED, Aval, Graph, Node
+
+_OPS = {
+    "reduce_window_max": "pool",
+    "reduce_window_min": "pool",
+    "window_sum": "pool",
+    "sum": "pool",
+    "conv_general_dilated": "conv",
+    "dot_general": "dot",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fused node.
+
+    Attributes:
+      name: the layer path.
+      op: "conv", "dot", "add", "pool", ..., or the JAX primitive's name.
+      precision: "int8" or "float".
+      fused: what its epilogue holds: "bias", "residual", "relu", "relu6", "clip", "requantize", "merged:3".
+      macs: multiply-adds for one example; 0 for all but convs and dots.
+      reason: why it stays in float, or "".
+      dtypes: of its data operands, and of its result.
+      scale: of its result where that is integers; one number, or None.
+    """
+
+    name: str
+    op: str
+    precision: str
+    fused: tuple[str, ...]
+    macs: int
+    reason: str
+    dtypes: tuple[tuple[str, ...], str]
+    scale: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`nodes` as data; printed, a table with totals.
+
+    Attributes:
+      nodes: a row for every node that computes, in program order.
+      float_bytes, int8_bytes: the size of the weights before and after.
+      fixed_because: why the plan has a fixed batch size, or None.
+      methods: how many scale groups took each calibration method.
+      unmatched_rules: patterns of rules that matched no layer.
+    """
+
+    nodes: tuple[Row, ...]
+    float_bytes: int
+    int8_bytes: int
+    fixed_because: str | None
+    methods: Mapping[str, int]
+    unmatched_rules: tuple[str, ...]
+
+    def __str__(self) -> str:
+        total = sum(row.macs for row in self.nodes) or 1
+        head = ("layer", "op", "precision", "fused", "in -> out", "scale", "MACs")
+        lines = [head, *(_cells(row, total) for row in self.nodes)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        table.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join([*table, "", *self._totals(total)])
+
+    def _totals(self, total: int) -> list[str]:
+        int8 = [row for row in self.nodes if row.precision == "int8"]
+        share = sum(row.macs for row in int8) / total
+        counts = Counter(row.op for row in int8)
+        lines = [
+            f"int8: {', '.join(f'{n} {op}' for op, n in counts.most_common())}; {share:.1%} of {total:,} multiply-adds "
+            "an example",
+            f"weights: {self.float_bytes / 1e6:.2f} MB in float, {self.int8_bytes / 1e6:.2f} MB now",
+        ]
+        if self.methods:
+            lines.append("thresholds: " + ", ".join(f"{n} by {method}" for method, n in self.methods.items()))
+        lines.append(f"batch: fixed, {self.fixed_because}" if self.fixed_because else "batch: any size")
+        reasons: dict[str, list[Row]] = {}
+        for row in self.nodes:
+            if row.precision == "float":
+                reasons.setdefault(row.reason, []).append(row)
+        if not reasons:
+            lines.append("float: nothing")
+        for reason, rows in reasons.items():
+            names = ", ".join(row.name for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+            macs = sum(row.macs for row in rows)
+            lines.append(f"float: {len(rows)} ({macs / total:.1%} of the multiply-adds), {reason}: {names}")
+        lines.extend(f"rule {pattern!r} matched no layer" for pattern in self.unmatched_rules)
+        return lines
+
+
+def _cells(row: Row, total: int) -> tuple[str, ...]:
+    operands, result = row.dtypes
+    scale = "" if row.scale is None else f"{row.scale:.3g}"
+    share = f"{row.macs / total:.1%}" if row.macs else ""
+    fused = " ".join(row.fused)
+    return (row.name, row.op, row.precision, fused, f"{', '.join(operands)} -> {result}", scale, share)
+
+
+def rows(graph: Graph) -> tuple[Row, ...]:
+    """The rows of an int8 graph."""
+    return tuple(_row(node) for node in graph.nodes if not node.is_constant and node.op not in ("input", "item"))
+
+
+def _row(node: Node) -> Row:
+    op = node.op
+    if op == "affine":
+        op = "add" if node.get("residual") is not None else "affine"
+    elif op == "opaque":
+        op = node.attrs["primitive"].name
+    int8 = node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
+    data = [node.operand(role) for role in ("x", "residual") if role in node.roles] if node.roles else node.inputs
+    avals = [source.aval for source in data if isinstance(source.aval, Aval) and not source.is_constant]
+    outs = (node.aval,) if isinstance(node.aval, Aval) else node.aval
+    scale = None
+    if node.qtype is not None and np.ndim(node.qtype.scale) == 0:
+        scale = float(node.qtype.scale)
+    return Row(
+        name=node.name,
+        op=_OPS.get(op, op),
+        precision="int8" if int8 else "float",
+        fused=node.fused,
+        macs=_macs(node),
+        reason=node.reason,
+        dtypes=(tuple(str(aval.dtype) for aval in avals), ", ".join(str(aval.dtype) for aval in outs)),
+        scale=scale,
+    )
+
+
+def _macs(node: Node) -> int:
+    """Multiply-adds for one example."""
+
+    def size(aval: Any) -> int:
+        return prod(dim if isinstance(dim, int) else dim.bind(1) for dim in aval.shape)
+
+    if node.op in WEIGHTED:
+        weight = node.operand("weight").aval.shape
+        return size(node.aval) * (prod(weight[:-1]) if node.op == "conv" else weight[1])
+    if node.op == "dot_general":
+        (contracting, _), _ = node.attrs["dimension_numbers"]
+        return size(node.aval) * prod(int(node.inputs[0].aval.shape[axis]) for axis in contracting)
+    if node.op == "conv_general_dilated":
+        _, rhs, _ = node.attrs["dimension_numbers"]
+        return size(node.aval) * prod(int(node.inputs[1].aval.shape[axis]) for axis in rhs[1:])
+    return 0
