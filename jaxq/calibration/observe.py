@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxq.calibration import histogram
@@ -45,42 +46,47 @@ def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samp
     Raises:
       CalibrationError: a batch that the graph does not take, a layer that makes NaN or Inf, or no example at all.
     """
-    names = {node: node.name for node in graph.nodes if node in set(observed)}
-    stats = {name: histogram.empty() for name in names.values()}
+    observed = set(observed)
+    names = tuple(node.name for node in graph.nodes if node in observed)
     params = graph.params
-    step = jax.jit(lambda stats, params, leaves: _step(graph, names, stats, params, leaves))
+    step = jax.jit(lambda params, leaves: _batch_histograms(graph, names, params, leaves))
+    stats = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(names)), histogram.empty())
     samples = _Samples(graph, num_samples)
     num_batches = num_examples = 0
     with Progress("calibrating", batches.total) as progress:
         for index, args in batches:
             leaves = jax.tree.leaves(args)
             size = _batch_size(graph, leaves, index)
-            stats = step(stats, params, leaves)
-            _check_finite(stats, index)
+            seen = step(params, leaves)
+            _check_finite(names, seen, index)
+            stats = _merge(stats, seen)
             samples.add(leaves)
             num_batches, num_examples = num_batches + 1, num_examples + size
             progress.advance(f"{num_examples} examples")
     if num_examples == 0:
         raise CalibrationError("batches: no batch held an example")
-    return Statistics(stats, samples.leaves(), num_batches, num_examples)
+    by_name = {name: jax.tree.map(lambda leaf, i=i: leaf[i], stats) for i, name in enumerate(names)}
+    return Statistics(by_name, samples.leaves(), num_batches, num_examples)
 
 
-def _step(
-    graph: Graph, names: Mapping[Node, str], stats: Mapping[str, Histogram], params: Any, leaves: Sequence[Any]
-) -> dict[str, Histogram]:
-    """The histograms with one batch added."""
-    new = dict(stats)
+# Histograms are stacked on a leading axis, one for each observed value. The merge is compiled once, whatever the
+# network's batch sizes, and apart from the forward pass.
+_merge = jax.jit(jax.vmap(histogram.merge))
+
+
+def _batch_histograms(graph: Graph, names: Sequence[str], params: Any, leaves: Sequence[Any]) -> Histogram:
+    """The forward pass of one batch with a histogram of every observed value in it."""
+    seen: dict[str, Histogram] = {}
     bound = graph.bind(_leading(graph, leaves))
-    observed = set(names.values())
 
     def add(node: Node, value: Any) -> None:
-        if node.name in observed:
-            new[node.name] = histogram.observe(new[node.name], value)
+        if node.name in names:
+            seen[node.name] = histogram.from_samples(value)
 
     for node, leaf in zip(bound.inputs, leaves, strict=True):
         add(node, leaf)
     evaluate(bound, params, leaves, tap=add)
-    return new
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *(seen[name] for name in names))
 
 
 def follows_batch(node: Node) -> bool:
@@ -101,16 +107,17 @@ def _batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
             raise CalibrationError(
                 f"batch {index}, {node.name}: has shape {tuple(leaf.shape)} where the others make it {node.aval.shape}"
             )
-    return batch or 1
+    return batch if any(map(follows_batch, graph.inputs)) else 1
 
 
-def _check_finite(stats: Mapping[str, Histogram], index: int) -> None:
-    for name, histogram_ in stats.items():
-        if histogram_.to_numpy().nonfinite:
-            raise CalibrationError(
-                f"batch {index}: layer {name!r} makes NaN or Inf; the batch itself holds none. Check the layer's "
-                "variables, or take the batch out"
-            )
+def _check_finite(names: Sequence[str], seen: Histogram, index: int) -> None:
+    nonfinite = np.asarray(jax.vmap(lambda h: jnp.sum(h.nonfinite))(seen))
+    if nonfinite.any():
+        name = names[int(np.flatnonzero(nonfinite)[0])]
+        raise CalibrationError(
+            f"batch {index}: layer {name!r} makes NaN or Inf; the batch itself holds none. Check the layer's "
+            "variables, or take the batch out"
+        )
 
 
 @dataclass

@@ -1,0 +1,201 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+import pytest
+from networks import decibels, images, mlp, mlp_params, variables
+
+import jaxq
+
+X = images(8, 12, 12, 3)
+BATCHES = [X, images(5, 12, 12, 3, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def linen():
+    model = networks.SmallCNN()
+    v = variables(model, X)
+    return model, v, jaxq.quantize(model, v, iter(BATCHES))
+
+
+def check(qmodel, exact, x, *, at_least=25.0):
+    """Right, equal to the oracle, and the same under every transformation."""
+    y = qmodel(x)
+    assert decibels(exact, y) > at_least
+    np.testing.assert_array_equal(y, qmodel.plan.evaluate(qmodel.params, (x,)))
+    np.testing.assert_array_equal(y, jax.jit(qmodel)(x))
+    np.testing.assert_array_equal(y, qmodel.apply(qmodel.params, x))
+    np.testing.assert_array_equal(y[:3], qmodel(x[:3]))
+    np.testing.assert_array_equal(y, jax.vmap(qmodel)(x))
+    np.testing.assert_array_equal(y, jax.vmap(qmodel)(x[:, None])[:, 0])
+
+
+def test_linen_module(linen):
+    model, v, qmodel = linen
+    check(qmodel, model.apply(v, X), X)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, lambda f: functools.partial(f, train=False), jax.jit])
+def test_functions_of_parameters(linen, wrap):
+    model, v, qmodel = linen
+    fun = wrap(model.apply)
+    np.testing.assert_array_equal(jaxq.quantize(fun, v, iter(BATCHES))(X), qmodel(X))
+
+
+def test_static_kwargs(linen):
+    model, v, qmodel = linen
+    again = jaxq.quantize(model, v, BATCHES, static_kwargs={"train": False})
+    np.testing.assert_array_equal(again(X), qmodel(X))
+
+
+def test_nnx_module():
+    from flax import nnx
+
+    model = networks.NnxCNN(nnx.Rngs(0))
+    model.eval()
+    qmodel = jaxq.quantize(model, iter(BATCHES))
+    check(qmodel, model(X), X)
+    names = [row.name for row in qmodel.summary().nodes if row.op in ("conv", "dot")]
+    assert names == ["stem", "blocks/0", "blocks/1", "head"]
+
+
+def test_plain_function():
+    params = mlp_params(20, 32, 7)
+    x = images(16, 20)
+    qmodel = jaxq.quantize(mlp, params, [x, images(3, 20, seed=1)])
+    check(qmodel, mlp(params, x), x)
+    assert [row.name for row in qmodel.summary().nodes if row.op == "dot"] == ["0", "1"]
+
+
+def test_depthwise_network():
+    model = networks.MobileCNN()
+    v = variables(model, X)
+    check(jaxq.quantize(model, v, BATCHES), model.apply(v, X), X)
+
+
+def test_order_of_the_batches_does_not_matter(linen):
+    model, v, qmodel = linen
+    again = jaxq.quantize(model, v, BATCHES[::-1])
+    assert {row.scale for row in again.summary().nodes} == {row.scale for row in qmodel.summary().nodes}
+
+
+def test_int8_flows_from_conv_to_conv(linen):
+    _, _, qmodel = linen
+    eqns = list(networks.equations(jax.make_jaxpr(qmodel)(X).jaxpr))
+    convs = [eqn for eqn in eqns if eqn.primitive.name == "conv_general_dilated"]
+    assert len(convs) >= 8
+    for eqn in convs:
+        assert {var.aval.dtype.name for var in eqn.invars} == {"int8"}
+        assert eqn.outvars[0].aval.dtype == jnp.int32
+    from_float = [
+        eqn
+        for eqn in eqns
+        if eqn.primitive.name == "round" and eqn.outvars[0].aval.shape[:-1] == X.shape[:-1]
+    ]
+    assert from_float, "the input is quantized"
+    assert not any(
+        eqn.primitive.name == "dot_general" and eqn.invars[0].aval.dtype == jnp.float32 for eqn in eqns
+    )
+
+
+def test_tuple_and_dict_items():
+    def two(params, image, scale):
+        return nn.Dense(4).apply({"params": params}, image) * scale
+
+    params = nn.Dense(4).init(jax.random.key(0), images(1, 6))["params"]
+    x, scale = images(8, 6), images(8, 1, seed=1)
+    qmodel = jaxq.quantize(two, params, [(x, scale)])
+    assert decibels(two(params, x, scale), qmodel(x, scale)) > 25
+    assert qmodel(x[:3], scale[:3]).shape == (3, 4)
+
+    def keyed(params, batch):
+        return {"y": two(params, batch["image"], batch["scale"]), "raw": batch["image"]}
+
+    qmodel = jaxq.quantize(keyed, params, [{"image": x, "scale": scale}])
+    result = qmodel({"image": x, "scale": scale})
+    assert decibels(two(params, x, scale), result["y"]) > 25
+    np.testing.assert_array_equal(result["raw"], x)
+
+
+def test_is_a_pytree_hashed_by_identity(linen):
+    _, _, qmodel = linen
+    leaves, tree = jax.tree.flatten(qmodel)
+    assert hash(tree) == hash(jax.tree.structure(qmodel))
+    assert {leaf.dtype.name for leaf in leaves} == {"int8", "float32"}
+    np.testing.assert_array_equal(jax.tree.unflatten(tree, leaves)(X), qmodel(X))
+    assert qmodel != jax.tree.map(lambda leaf: leaf, qmodel)
+    passed = jax.jit(lambda q, x: q(x))(qmodel, X)
+    np.testing.assert_array_equal(passed, qmodel(X))
+
+
+def test_weights_are_an_argument(linen):
+    _, _, qmodel = linen
+    silent = jax.tree.map(jnp.zeros_like, qmodel.params)
+    assert not np.any(qmodel.apply(silent, X))
+
+
+def test_derivatives_raise(linen):
+    _, _, qmodel = linen
+    with pytest.raises(jaxq.JaxqError, match="no derivative"):
+        jax.grad(lambda x: qmodel(x).sum())(X)
+
+
+def test_a_function_with_a_fixed_batch_says_so():
+    def fixed(params, x):
+        return (x @ params["w"]).reshape(4, 2, 3)
+
+    x = images(8, 5)
+    qmodel = jaxq.quantize(fixed, {"w": images(5, 3, seed=1)}, [x])
+    assert qmodel(x).shape == (4, 2, 3)
+    assert "fixed" in str(qmodel.summary())
+    with pytest.raises(jaxq.PlanError, match="fixed"):
+        qmodel(x[:4])
+
+
+def test_rules(linen):
+    model, v, _ = linen
+    rules = (
+        jaxq.LayerRule("head", quantize=False),
+        jaxq.LayerRule("Residual_0/.*_0/Conv", method="amax"),
+        jaxq.LayerRule("nowhere"),
+    )
+    with pytest.warns(UserWarning, match="nowhere"):
+        qmodel = jaxq.quantize(model, v, BATCHES, config=jaxq.QuantConfig(method="mse", rules=rules))
+    (head,) = [row for row in qmodel.summary().nodes if row.name.endswith("head")]
+    assert (head.precision, head.reason) == ("float", "rule 'head'")
+    assert decibels(model.apply(v, X), qmodel(X)) > 25
+    assert qmodel.summary().methods == {"mse": 8, "amax": 1}
+
+
+@pytest.mark.parametrize("method", ["auto", "entropy", "mse", "percentile", "amax"])
+def test_methods(method):
+    params = mlp_params(20, 32, 7)
+    x = images(64, 20)
+    qmodel = jaxq.quantize(mlp, params, [x], config=jaxq.QuantConfig(method=method))
+    assert decibels(mlp(params, x), qmodel(x)) > 20
+
+
+@pytest.mark.usefixtures("standard_promotion")  # flax's BatchNorm mixes dtypes
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_models(dtype):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Conv(8, (3, 3), dtype=dtype)(x))
+            x = nn.BatchNorm(use_running_average=True, dtype=dtype)(nn.Conv(8, (3, 3), dtype=dtype)(x))
+            return nn.Dense(5, dtype=dtype)(x.mean((1, 2)))
+
+    v = variables(Net(), X)
+    qmodel = jaxq.quantize(Net(), v, BATCHES)
+    exact = Net().apply(v, X)
+    assert qmodel(X).dtype == exact.dtype == dtype
+    assert decibels(exact.astype(jnp.float32), qmodel(X).astype(jnp.float32)) > 20
+    assert all(row.precision == "int8" for row in qmodel.summary().nodes if row.macs)
+
+
+def test_empty_batch(linen):
+    _, _, qmodel = linen
+    assert qmodel(X[:0]).shape == (0, 10)
