@@ -3,7 +3,6 @@
 __version__ = "0.1.0"
 
 
-
 from jaxq.api import QuantizedModel, load, quantize
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, JaxqError, PlanError, TraceError, UnsupportedError

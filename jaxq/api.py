@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxq import passes
 from jaxq.calibration.batches import Batches
@@ -55,7 +56,9 @@ def quantize(
       CalibrationError: batches are missing, empty, malformed or not finite.
       UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
     """
-    config = config or QuantConfig()
+    config = QuantConfig() if config is None else config
+    if not isinstance(config, QuantConfig):
+        raise UnsupportedError(f"config: takes a QuantConfig, such as QuantConfig(method='entropy'), not {config!r}")
     if is_nnx(model):
         if variables is not None and batches is not None:
             raise CalibrationError(
@@ -65,6 +68,7 @@ def quantize(
         variables, batches = None, variables if batches is None else batches
     fun, params = as_function(model, variables, static_kwargs or {})
     stream = Batches(batches)
+    _check_variables(params)
     traced = trace(fun, params, stream.example)
     graph = verify(passes.simplify(traced.graph), "float")
     placement = place(graph, config)
@@ -80,7 +84,10 @@ def quantize(
 
     unmatched = config.unmatched(node.name for node in graph.nodes)
     for rule in unmatched:
-        warnings.warn(f"LayerRule({rule.pattern!r}) matched no layer; summary() lists the layers", stacklevel=2)
+        warnings.warn(
+            f"LayerRule({rule.pattern!r}) matched no layer that is left after folding; summary() lists them",
+            stacklevel=2,
+        )
     summary = Summary(
         nodes=rows(int8),
         float_bytes=_size(jax.tree.leaves(params)),
@@ -91,6 +98,18 @@ def quantize(
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
     return QuantizedModel({name: jnp.asarray(value) for name, value in int8.params.items()}, plan)
+
+
+def _check_variables(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            continue
+        if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise UnsupportedError(f"variables: {name!r} is a {type(leaf).__name__}, not an array of numbers")
+        if jnp.issubdtype(array.dtype, np.floating) and not np.all(np.isfinite(np.asarray(array, np.float32))):
+            raise CalibrationError(f"variables: {name!r} holds NaN or Inf; no scale fits it")
 
 
 def _why_nothing(graph: Any, reasons: Mapping[Any, str]) -> str:

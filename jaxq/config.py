@@ -10,7 +10,7 @@ METHODS = ("auto", "entropy", "mse", "percentile", "amax")
 
 
 def _check_method(method: str, where: str) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UnsupportedError(f"{where}: method={method!r} is not a calibration method; take one of {METHODS}")
 
 
@@ -30,7 +30,7 @@ class LayerRule:
             _check_method(self.method, f"LayerRule({self.pattern!r})")
         try:
             re.compile(self.pattern)
-        except re.error as error:
+        except (re.error, TypeError) as error:
             raise UnsupportedError(f"LayerRule: {self.pattern!r} is not a regular expression: {error}") from error
 
     def matches(self, path: str) -> bool:
@@ -55,12 +55,11 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         _check_method(self.method, "QuantConfig")
+        if not isinstance(self.rules, Iterable) or not all(isinstance(rule, LayerRule) for rule in self.rules):
+            raise UnsupportedError(f"QuantConfig: rules takes a tuple of LayerRule objects, not {self.rules!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
-        for rule in self.rules:
-            if not isinstance(rule, LayerRule):
-                raise UnsupportedError(f"QuantConfig: rules takes LayerRule objects, not {rule!r}")
-        if not 0 < self.percentile <= 100:
-            raise UnsupportedError(f"QuantConfig: percentile={self.percentile} is not within (0, 100]")
+        if not isinstance(self.percentile, int | float) or not 0 < self.percentile <= 100:
+            raise UnsupportedError(f"QuantConfig: percentile={self.percentile!r} is no number within (0, 100]")
 
     def rule(self, path: str) -> LayerRule | None:
         """The first rule that matches the layer path, if any."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import WEIGHTED, Aval, Graph, Node
+from jaxq.graph.node import Aval, Graph, Node
 
 _OPS = {
     "reduce_window_max": "pool",
@@ -69,7 +69,9 @@ class Summary:
         head = ("layer", "op", "precision", "fused", "in -> out", "scale", "MACs")
         lines = [head, *(_cells(row, total) for row in self.nodes)]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
         table.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join([*table, "", *self._totals(total)])
 
@@ -138,14 +140,22 @@ def _row(node: Node) -> Row:
 
 
 def _macs(node: Node) -> int:
-    """Multiply-adds for one example."""
+    """Multiply-adds for one example; of a loop whose length is not known, those of one turn."""
 
     def size(aval: Any) -> int:
         return prod(dim if isinstance(dim, int) else dim.bind(1) for dim in aval.shape)
 
-    if node.op in WEIGHTED:
-        weight = node.operand("weight").aval.shape
-        return size(node.aval) * (prod(weight[:-1]) if node.op == "conv" else weight[1])
+    if node.op == "dot":
+        return size(node.aval) * node.operand("weight").aval.shape[1]
+    if node.op == "conv":  # the zeros that an input dilation inserts are no work
+        taps = prod(node.operand("weight").aval.shape[:-1])
+        return size(node.aval) * taps // prod(node.attrs["lhs_dilation"])
+    if node.op == "scan":
+        return node.attrs["length"] * sum(map(_macs, node.attrs["body"].nodes))
+    if node.op == "while":
+        return sum(map(_macs, node.attrs["body"].nodes))
+    if node.op == "cond":
+        return max(sum(map(_macs, branch.nodes)) for branch in node.attrs["branches"])
     if node.op == "dot_general":
         (contracting, _), _ = node.attrs["dimension_numbers"]
         return size(node.aval) * prod(int(node.inputs[0].aval.shape[axis]) for axis in contracting)

@@ -2,10 +2,14 @@
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import hypothesis
 import jax
+import networks
 import pytest
+
+import jaxq
 
 # No dtype of ours is ever the accident of a promotion: mixing, say, int32 with float32 raises TypePromotionError.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -21,3 +25,13 @@ def standard_promotion() -> Iterator[None]:
     """For tests of models that need JAX's own default: `flax.linen.avg_pool` divides a float by a numpy integer."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def small_cnn() -> SimpleNamespace:
+    """The network of most tests, quantized once: model, variables, an input x, the batches and qmodel."""
+    model, x = networks.SmallCNN(), networks.images(8, 12, 12, 3)
+    variables = networks.variables(model, x)
+    batches = [x, networks.images(5, 12, 12, 3, seed=1)]
+    qmodel = jaxq.quantize(model, variables, iter(batches))
+    return SimpleNamespace(model=model, variables=variables, x=x, batches=batches, qmodel=qmodel)

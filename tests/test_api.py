@@ -14,13 +14,6 @@ X = images(8, 12, 12, 3)
 BATCHES = [X, images(5, 12, 12, 3, seed=1)]
 
 
-@pytest.fixture(scope="module")
-def linen():
-    model = networks.SmallCNN()
-    v = variables(model, X)
-    return model, v, jaxq.quantize(model, v, iter(BATCHES))
-
-
 def check(qmodel, exact, x, *, at_least=25.0):
     """Right, equal to the oracle, and the same under every transformation."""
     y = qmodel(x)
@@ -33,20 +26,19 @@ def check(qmodel, exact, x, *, at_least=25.0):
     np.testing.assert_array_equal(y, jax.vmap(qmodel)(x[:, None])[:, 0])
 
 
-def test_linen_module(linen):
-    model, v, qmodel = linen
-    check(qmodel, model.apply(v, X), X)
+def test_linen_module(small_cnn):
+    check(small_cnn.qmodel, small_cnn.model.apply(small_cnn.variables, X), X)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, lambda f: functools.partial(f, train=False), jax.jit])
-def test_functions_of_parameters(linen, wrap):
-    model, v, qmodel = linen
+def test_functions_of_parameters(small_cnn, wrap):
+    model, v, qmodel = small_cnn.model, small_cnn.variables, small_cnn.qmodel
     fun = wrap(model.apply)
     np.testing.assert_array_equal(jaxq.quantize(fun, v, iter(BATCHES))(X), qmodel(X))
 
 
-def test_static_kwargs(linen):
-    model, v, qmodel = linen
+def test_static_kwargs(small_cnn):
+    model, v, qmodel = small_cnn.model, small_cnn.variables, small_cnn.qmodel
     again = jaxq.quantize(model, v, BATCHES, static_kwargs={"train": False})
     np.testing.assert_array_equal(again(X), qmodel(X))
 
@@ -76,14 +68,14 @@ def test_depthwise_network():
     check(jaxq.quantize(model, v, BATCHES), model.apply(v, X), X)
 
 
-def test_order_of_the_batches_does_not_matter(linen):
-    model, v, qmodel = linen
+def test_order_of_the_batches_does_not_matter(small_cnn):
+    model, v, qmodel = small_cnn.model, small_cnn.variables, small_cnn.qmodel
     again = jaxq.quantize(model, v, BATCHES[::-1])
     assert {row.scale for row in again.summary().nodes} == {row.scale for row in qmodel.summary().nodes}
 
 
-def test_int8_flows_from_conv_to_conv(linen):
-    _, _, qmodel = linen
+def test_int8_flows_from_conv_to_conv(small_cnn):
+    qmodel = small_cnn.qmodel
     eqns = list(networks.equations(jax.make_jaxpr(qmodel)(X).jaxpr))
     convs = [eqn for eqn in eqns if eqn.primitive.name == "conv_general_dilated"]
     assert len(convs) >= 8
@@ -91,14 +83,10 @@ def test_int8_flows_from_conv_to_conv(linen):
         assert {var.aval.dtype.name for var in eqn.invars} == {"int8"}
         assert eqn.outvars[0].aval.dtype == jnp.int32
     from_float = [
-        eqn
-        for eqn in eqns
-        if eqn.primitive.name == "round" and eqn.outvars[0].aval.shape[:-1] == X.shape[:-1]
+        eqn for eqn in eqns if eqn.primitive.name == "round" and eqn.outvars[0].aval.shape[:-1] == X.shape[:-1]
     ]
     assert from_float, "the input is quantized"
-    assert not any(
-        eqn.primitive.name == "dot_general" and eqn.invars[0].aval.dtype == jnp.float32 for eqn in eqns
-    )
+    assert not any(eqn.primitive.name == "dot_general" and eqn.invars[0].aval.dtype == jnp.float32 for eqn in eqns)
 
 
 def test_tuple_and_dict_items():
@@ -120,8 +108,8 @@ def test_tuple_and_dict_items():
     np.testing.assert_array_equal(result["raw"], x)
 
 
-def test_is_a_pytree_hashed_by_identity(linen):
-    _, _, qmodel = linen
+def test_is_a_pytree_hashed_by_identity(small_cnn):
+    qmodel = small_cnn.qmodel
     leaves, tree = jax.tree.flatten(qmodel)
     assert hash(tree) == hash(jax.tree.structure(qmodel))
     assert {leaf.dtype.name for leaf in leaves} == {"int8", "float32"}
@@ -131,14 +119,14 @@ def test_is_a_pytree_hashed_by_identity(linen):
     np.testing.assert_array_equal(passed, qmodel(X))
 
 
-def test_weights_are_an_argument(linen):
-    _, _, qmodel = linen
+def test_weights_are_an_argument(small_cnn):
+    qmodel = small_cnn.qmodel
     silent = jax.tree.map(jnp.zeros_like, qmodel.params)
     assert not np.any(qmodel.apply(silent, X))
 
 
-def test_derivatives_raise(linen):
-    _, _, qmodel = linen
+def test_derivatives_raise(small_cnn):
+    qmodel = small_cnn.qmodel
     with pytest.raises(jaxq.JaxqError, match="no derivative"):
         jax.grad(lambda x: qmodel(x).sum())(X)
 
@@ -155,8 +143,8 @@ def test_a_function_with_a_fixed_batch_says_so():
         qmodel(x[:4])
 
 
-def test_rules(linen):
-    model, v, _ = linen
+def test_rules(small_cnn):
+    model, v = small_cnn.model, small_cnn.variables
     rules = (
         jaxq.LayerRule("head", quantize=False),
         jaxq.LayerRule("Residual_0/.*_0/Conv", method="amax"),
@@ -196,6 +184,62 @@ def test_half_precision_models(dtype):
     assert all(row.precision == "int8" for row in qmodel.summary().nodes if row.macs)
 
 
-def test_empty_batch(linen):
-    _, _, qmodel = linen
+def test_empty_batch(small_cnn):
+    qmodel = small_cnn.qmodel
     assert qmodel(X[:0]).shape == (0, 10)
+
+
+def test_values_of_multi_result_primitives_are_observed():
+    def fun(params, x):
+        top, _ = jax.lax.top_k(x, 4)
+        carry, _ = jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, params["layers"])
+        return (100 * jnp.split(x, 2, 1)[0]) @ params["w"] + top @ params["w"] + carry[:, :4] @ params["w"]
+
+    x = images(16, 8)
+    params = {"w": images(4, 4, seed=1), "layers": images(2, 8, 8, seed=2)}
+    for method in ("auto", "amax"):
+        qmodel = jaxq.quantize(fun, params, [x], config=jaxq.QuantConfig(method=method))
+        assert decibels(fun(params, x), qmodel(x)) > 30
+
+
+def test_tied_weights_keep_their_names_apart():
+    def fun(params, tokens):
+        x = jnp.take(params["embed"]["weight"], tokens, axis=0, mode="clip")
+        return x @ params["embed"]["weight"].T
+
+    params = {"embed": {"weight": images(20, 8)}}
+    tokens = np.arange(12, dtype=np.int32)
+    qmodel = jaxq.quantize(fun, params, [tokens])
+    assert decibels(fun(params, tokens), qmodel(tokens)) > 30
+
+
+def test_one_example_is_taken_only_where_the_batch_can_be_taken_off_again():
+    params = {"w": images(6, 4)}
+    x = images(8, 3, 6)
+    flat = jaxq.quantize(lambda p, x: (x @ p["w"]).reshape(-1, 4), params, [x])
+    with pytest.raises(jaxq.PlanError, match="shape"):
+        flat(x[0])
+    turned = jaxq.quantize(lambda p, x: (x @ p["w"]).T, params, [x])
+    with pytest.raises(jaxq.PlanError, match="shape"):
+        turned(x[0])
+
+
+def test_export_with_a_symbolic_batch(small_cnn):
+    (batch,) = jax.export.symbolic_shape("b")
+    spec = jax.ShapeDtypeStruct((batch, *X.shape[1:]), X.dtype)
+    exported = jax.export.export(jax.jit(small_cnn.qmodel), platforms=("cpu",))(spec)
+    np.testing.assert_array_equal(exported.call(X), small_cnn.qmodel(X))
+
+
+def test_attention_projections_are_int8_with_their_biases():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(num_heads=2)(x)
+
+    x = images(4, 5, 8)
+    v = variables(Net(), x)
+    qmodel = jaxq.quantize(Net(), v, [x])
+    dots = [row for row in qmodel.summary().nodes if row.op == "dot" and row.precision == "int8"]
+    assert [row.fused for row in dots] == [("bias", "merged:3"), ("bias",)]
+    assert decibels(Net().apply(v, x), qmodel(x)) > 25

@@ -48,7 +48,7 @@ BAD_BATCHES = [
     (3, jaxq.CalibrationError, "not a int"),
     ("images", jaxq.CalibrationError, "not a str"),
     ([["a", "b"]], jaxq.CalibrationError, "batch 0.*not an array"),
-    ([(X, X, X)], jaxq.TraceError, r"gives it 3 argument\(s\)"),
+    ([(X, X, X)], jaxq.TraceError, r"makes it fun\(params, float32\[4, 8, 8, 3\], float32"),
     ([{"a": X}], jaxq.TraceError, "tracing the function failed"),
     ([X, (X, X)], jaxq.CalibrationError, r"batch 1: is \(\*, \*\), batch 0 was \(\*,\)"),
     ([X, X[:, :4]], jaxq.CalibrationError, r"batch 1, argument 0: has shape \(4, 4, 8, 3\)"),
@@ -84,6 +84,8 @@ BAD_MODELS = [
     (MODEL, without(VARIABLES, "batch_stats"), {}, jaxq.TraceError, "a collection is missing"),
     (MODEL, without(VARIABLES, "params", "head", "kernel"), {}, jaxq.TraceError, "parameter is missing.*head"),
     (MODEL, with_kernel((9, 3)), {}, jaxq.TraceError, "another shape.*head"),
+    (MODEL, with_kernel((4, 3)) | {"bad": np.float32("nan")}, {}, jaxq.CalibrationError, "variables: 'bad' holds NaN"),
+    (MODEL, VARIABLES | {"bad": "text"}, {}, jaxq.UnsupportedError, "variables: 'bad' is a str"),
     (MODEL, None, {}, jaxq.UnsupportedError, "collections that model.init returned"),
     (MODEL, [X], {}, jaxq.UnsupportedError, "collections that model.init returned, .*not a list"),
     (Net, VARIABLES, {}, jaxq.UnsupportedError, r"Net is a class; hand in an instance"),
@@ -139,8 +141,24 @@ def test_nothing_to_quantize():
         jaxq.quantize(mlp, PARAMS, [images(4, 6)], config=config)
 
 
+def test_an_output_that_is_nan():
+    with pytest.raises(jaxq.CalibrationError, match="batch 1: layer 'log' makes NaN or Inf"):
+        params = {"w": np.eye(3, dtype=np.float32)}
+        jaxq.quantize(lambda p, x: jnp.log(x @ p["w"]), params, [np.abs(images(4, 3)), -np.abs(images(4, 3))])
+
+
+def test_saving_where_nothing_can_be_written(tmp_path):
+    qmodel = jaxq.quantize(mlp, PARAMS, [images(4, 6)])
+    with pytest.raises(jaxq.PlanError, match="cannot be written"):
+        qmodel.save(tmp_path / "missing" / "net.jaxq")
+    with pytest.raises(jaxq.PlanError, match="cannot be written"):
+        qmodel.save(tmp_path)
+
+
 def test_a_layer_that_makes_nan():
-    with pytest.raises(jaxq.CalibrationError, match="batch 0: layer 'div' makes NaN or Inf; the batch itself holds none"):
+    with pytest.raises(
+        jaxq.CalibrationError, match="batch 0: layer 'div' makes NaN or Inf; the batch itself holds none"
+    ):
         jaxq.quantize(infinite_layer, {"w": images(3, 2)}, [images(4, 3)])
 
 
@@ -150,7 +168,10 @@ def test_a_layer_that_makes_nan():
         (lambda: jaxq.QuantConfig(method="kl"), "method='kl'"),
         (lambda: jaxq.LayerRule("a", method="kl"), "method='kl'"),
         (lambda: jaxq.LayerRule("("), "not a regular expression"),
-        (lambda: jaxq.QuantConfig(rules=("head",)), "takes LayerRule objects, not 'head'"),
+        (lambda: jaxq.LayerRule(None), "not a regular expression"),
+        (lambda: jaxq.quantize(mlp, PARAMS, [images(4, 6)], config="entropy"), r"QuantConfig\(method='entropy'\)"),
+        (lambda: jaxq.QuantConfig(rules=jaxq.LayerRule("a")), "takes a tuple of LayerRule objects"),
+        (lambda: jaxq.QuantConfig(rules=("head",)), "takes a tuple of LayerRule objects"),
         (lambda: jaxq.QuantConfig(percentile=0), "percentile=0"),
     ],
 )
@@ -163,5 +184,13 @@ def test_calls():
     qmodel = jaxq.quantize(mlp, PARAMS, [images(4, 6)])
     with pytest.raises(jaxq.PlanError, match=r"are \(\*, \*\), the plan takes \(\*,\)"):
         qmodel(images(4, 6), images(4, 6))
+    with pytest.raises(jaxq.PlanError, match="params: '0/weight' is missing"):
+        qmodel.apply({}, images(4, 6))
+    with pytest.raises(jaxq.PlanError, match=r"params: '0/weight' has shape \(1,\)"):
+        qmodel.apply(qmodel.params | {"0/weight": np.zeros(1)}, images(4, 6))
+    with pytest.raises(jaxq.PlanError, match="holds .* values, not numbers"):
+        qmodel(np.array(["a"]))
+    with pytest.raises(jaxq.PlanError, match="dtype complex64"):
+        qmodel(images(4, 6).astype(np.complex64))
     with pytest.raises(jaxq.PlanError, match=r"'input' has shape \(4, 7\), the plan takes \('batch', 6\)"):
         qmodel(images(4, 7))

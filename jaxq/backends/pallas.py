@@ -17,6 +17,8 @@ def supports(node: Node) -> str | None:
     if node.op == "conv" and not _is_pointwise(node):
         return "only 1x1 convolutions without padding and groups are matrix products"
     rows, depth, columns = _sizes(node)
+    if not isinstance(rows, int):
+        return "its batch size is symbolic"
     x = jax.ShapeDtypeStruct((rows, depth), node.operand("x").aval.dtype)
     weight = jax.ShapeDtypeStruct((columns, depth), node.operand("weight").aval.dtype)
     shortcut = node.get("residual")
@@ -45,9 +47,7 @@ def lower(node: Node, tactic: pallas_kernels.Config | None = None) -> Callable[.
             weight = weight.reshape(depth, columns).T
         if "residual" in given:
             given["residual"] = given["residual"].reshape(rows, columns)
-        y = pallas_kernels.matmul(
-            x.reshape(rows, depth), weight, **given, out_dtype=node.aval.dtype, config=tactic
-        )
+        y = pallas_kernels.matmul(x.reshape(rows, depth), weight, **given, out_dtype=node.aval.dtype, config=tactic)
         return y.reshape(node.aval.shape)
 
     return run

@@ -126,9 +126,7 @@ def _grouped_product(part: jax.Array, tap: jax.Array, groups: int) -> jax.Array:
     return by_group.transpose(1, 0, 2).reshape(*outer, -1)
 
 
-def _parts(
-    node: Node, x: jax.Array, weight: jax.Array, value: int
-) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
+def _parts(node: Node, x: jax.Array, weight: jax.Array, value: int) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """Every tap's index in the kernel and the part of the input that it sees, of the output's spatial shape."""
     kernel = weight.shape[:-2]
     strides, dilation = node.attrs["strides"], node.attrs["rhs_dilation"]

@@ -36,7 +36,7 @@ class Batches:
             )
         if not isinstance(source, Iterable):
             raise CalibrationError(f"batches: takes an iterable of calibration batches, not {what}")
-        self.total = len(source) if hasattr(source, "__len__") else None
+        self.total = _length(source)
         self._rest = iter(source)
         try:
             first = next(self._rest)
@@ -57,8 +57,8 @@ class Batches:
         for path, leaf in jax.tree_util.tree_flatten_with_path(args)[0]:
             array = np.asarray(leaf)
             where = _where(path, index)
-            if array.dtype == object or array.dtype.kind in "US":
-                raise CalibrationError(f"{where}: holds a {type(leaf).__name__}, not an array of numbers")
+            if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool):
+                raise CalibrationError(f"{where}: holds {array.dtype} values, not an array of numbers")
             if jax.numpy.issubdtype(array.dtype, np.floating):
                 bad = int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float32))))
                 if bad:
@@ -78,6 +78,13 @@ class Batches:
                 )
             if leaf.dtype != first.dtype:
                 raise CalibrationError(f"{_where(path, index)}: has dtype {leaf.dtype}, batch 0 had {first.dtype}")
+
+
+def _length(source: Any) -> int | None:
+    try:
+        return len(source)
+    except TypeError:  # a generator, or a data loader of unknown length
+        return None
 
 
 def shown(tree: Any) -> str:

@@ -57,8 +57,8 @@ def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samp
         for index, args in batches:
             leaves = jax.tree.leaves(args)
             size = _batch_size(graph, leaves, index)
-            seen = step(params, leaves)
-            _check_finite(names, seen, index)
+            seen, nan_outputs = step(params, leaves)
+            _check_finite(graph, names, seen, nan_outputs, index)
             stats = _merge(stats, seen)
             samples.add(leaves)
             num_batches, num_examples = num_batches + 1, num_examples + size
@@ -74,8 +74,10 @@ def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samp
 _merge = jax.jit(jax.vmap(histogram.merge))
 
 
-def _batch_histograms(graph: Graph, names: Sequence[str], params: Any, leaves: Sequence[Any]) -> Histogram:
-    """The forward pass of one batch with a histogram of every observed value in it."""
+def _batch_histograms(
+    graph: Graph, names: Sequence[str], params: Any, leaves: Sequence[Any]
+) -> tuple[Histogram, list[jax.Array]]:
+    """The forward pass of one batch: a histogram of every observed value, and for every output whether it holds NaN."""
     seen: dict[str, Histogram] = {}
     bound = graph.bind(_leading(graph, leaves))
 
@@ -85,8 +87,9 @@ def _batch_histograms(graph: Graph, names: Sequence[str], params: Any, leaves: S
 
     for node, leaf in zip(bound.inputs, leaves, strict=True):
         add(node, leaf)
-    evaluate(bound, params, leaves, tap=add)
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *(seen[name] for name in names))
+    outputs = evaluate(bound, params, leaves, tap=add)
+    nan_outputs = [jnp.any(y != y) for y in outputs]
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *(seen[name] for name in names)), nan_outputs
 
 
 def follows_batch(node: Node) -> bool:
@@ -110,12 +113,15 @@ def _batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
     return batch if any(map(follows_batch, graph.inputs)) else 1
 
 
-def _check_finite(names: Sequence[str], seen: Histogram, index: int) -> None:
+def _check_finite(
+    graph: Graph, names: Sequence[str], seen: Histogram, nan_outputs: Sequence[jax.Array], index: int
+) -> None:
     nonfinite = np.asarray(jax.vmap(lambda h: jnp.sum(h.nonfinite))(seen))
-    if nonfinite.any():
-        name = names[int(np.flatnonzero(nonfinite)[0])]
+    broken = [name for name, count in zip(names, nonfinite, strict=True) if count]
+    broken += [node.name for node, is_nan in zip(graph.outputs, nan_outputs, strict=True) if is_nan]
+    if broken:
         raise CalibrationError(
-            f"batch {index}: layer {name!r} makes NaN or Inf; the batch itself holds none. Check the layer's "
+            f"batch {index}: layer {broken[0]!r} makes NaN or Inf; the batch itself holds none. Check the layer's "
             "variables, or take the batch out"
         )
 

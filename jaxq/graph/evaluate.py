@@ -48,8 +48,8 @@ def evaluate(
             values[node] = values[node.inputs[0]][node.attrs["index"]]
         else:
             values[node] = lower(node)(*(values[source] for source in node.inputs))
-            if tap is not None:
-                tap(node, values[node])
+        if tap is not None and not node.is_constant:
+            tap(node, values[node])
     return [values[node] for node in graph.outputs]
 
 

@@ -5,7 +5,7 @@ A row of `TABLE` is (primitive, name, parameters to data, function of arrays and
 object, because names change between JAX versions. To let plans hold one more primitive, add its row to `_ROWS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """`read` takes an equation's parameters to plain data; `apply` takes arrays and that data to the result(s)."""
+    """`read` takes an equation to its parameters as plain data; `apply` takes arrays and that data to the result(s).
+    The primitive is None where this JAX does not have it, but a plan from another JAX may hold its name."""
 
-    primitive: Primitive
+    primitive: Primitive | None
     name: str
-    read: Callable[[Mapping[str, Any]], Data]
+    read: Callable[[Any], Data]
     apply: Callable[..., Any]
 
 
@@ -39,11 +40,13 @@ def _plain(value: Any) -> Any:
         return int(value) if isinstance(value, lax.RoundingMethod) else str(value.name)
     if isinstance(value, np.dtype | type):
         return np.dtype(value).name
+    if isinstance(value, np.integer):
+        return int(value)
     return value
 
 
-def _keep(*names: str) -> Callable[[Mapping[str, Any]], Data]:
-    return lambda params: {name: _plain(params[name]) for name in names}
+def _keep(*names: str) -> Callable[[Any], Data]:
+    return lambda eqn: {name: _plain(eqn.params[name]) for name in names}
 
 
 def _row(primitive: Primitive, apply: Callable[..., Any], *names: str, name: str = "") -> Row:
@@ -64,13 +67,13 @@ def _dot(x: jax.Array, w: jax.Array, *, precision: Any, **attrs: Any) -> jax.Arr
     return lax.dot_general(x, w, precision=_precision(precision), **attrs)
 
 
-def _fields(kind: type, *fields: str) -> Callable[[Mapping[str, Any]], Data]:
+def _fields(*fields: str) -> Callable[[Any], Data]:
     """Reads gather's and scatter's parameters, whose dimension numbers are objects with those fields."""
     others = ("slice_sizes", "mode", "indices_are_sorted", "unique_indices", "fill_value")
 
-    def read(params: Mapping[str, Any]) -> Data:
-        numbers = params["dimension_numbers"]
-        kept = {name: _plain(params[name]) for name in others if name in params}
+    def read(eqn: Any) -> Data:
+        numbers = eqn.params["dimension_numbers"]
+        kept = {name: _plain(eqn.params[name]) for name in others if name in eqn.params}
         return {"dimension_numbers": {name: _plain(getattr(numbers, name)) for name in fields}} | kept
 
     return read
@@ -124,8 +127,18 @@ def _scan(*args: jax.Array, body: Callable[..., Any], num_consts: int, num_carry
     return [*carry, *ys]
 
 
-def _read_scan(params: Mapping[str, Any]) -> Data:
-    return {"body": params["jaxpr"]} | _keep("num_consts", "num_carry", "length", "reverse", "unroll")(params)
+def _read_scan(eqn: Any) -> Data:
+    """What of the operands is scanned over has one axis more than the body sees; what of the results is stacked, one
+    more than the body gives. (JAX versions spell the numbers of constants and carries differently.)"""
+    body = eqn.params["jaxpr"]
+
+    def same_rank(outer: Any, inner: Any) -> int:
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in zip(outer, inner, strict=True))
+
+    num_carry = same_rank(eqn.outvars, body.jaxpr.outvars)
+    num_consts = same_rank(eqn.invars, body.jaxpr.invars) - num_carry
+    counts = {"num_consts": num_consts, "num_carry": num_carry}
+    return {"body": body} | counts | _keep("length", "reverse", "unroll")(eqn)
 
 
 def _while(
@@ -138,9 +151,9 @@ def _while(
     )
 
 
-def _read_while(params: Mapping[str, Any]) -> Data:
-    bodies = {"cond": params["cond_jaxpr"], "body": params["body_jaxpr"]}
-    return bodies | _keep("cond_nconsts", "body_nconsts")(params)
+def _read_while(eqn: Any) -> Data:
+    bodies = {"cond": eqn.params["cond_jaxpr"], "body": eqn.params["body_jaxpr"]}
+    return bodies | _keep("cond_nconsts", "body_nconsts")(eqn)
 
 
 def _cond(index: jax.Array, *args: jax.Array, branches: Any) -> Any:
@@ -160,14 +173,15 @@ _ROWS = (
     _row(jp.or_p, lax.bitwise_or),
     _row(jp.xor_p, lax.bitwise_xor),
     _row(jp.not_p, lax.bitwise_not),
-    _row(jp.copy_p, lambda x: x),
-    _row(jp.name_p, lambda x: x),
+    *(_row(p, lambda x, **_: x) for p in (jp.copy_p, jp.name_p, jp.sharding_constraint_p)),
+    _row(jp.device_put_p, lambda *xs: list(xs)),
+    _row(lax.optimization_barrier_p, lambda *xs: list(lax.optimization_barrier(xs))),
+    Row(getattr(jp, "log2_p", None), "log2", _keep(), jnp.log2),
+    Row(getattr(jp, "one_minus_square_p", None), "one_minus_square", _keep(), lambda x: 1 - x * x),
     _row(jp.clamp_p, lax.clamp),
     _row(jp.select_n_p, lax.select_n),
     _row(jp.integer_pow_p, lax.integer_pow, "y"),
-    _row(
-        jp.round_p, lambda x, rounding_method: lax.round(x, lax.RoundingMethod(rounding_method)), "rounding_method"
-    ),
+    _row(jp.round_p, lambda x, rounding_method: lax.round(x, lax.RoundingMethod(rounding_method)), "rounding_method"),
     _row(jp.reduce_precision_p, lax.reduce_precision, "exponent_bits", "mantissa_bits"),
     _row(jp.convert_element_type_p, lambda x, new_dtype: lax.convert_element_type(x, new_dtype), "new_dtype"),
     _row(jp.bitcast_convert_type_p, lax.bitcast_convert_type, "new_dtype"),
@@ -179,6 +193,10 @@ _ROWS = (
     _row(jp.pad_p, lax.pad, "padding_config"),
     _row(jp.concatenate_p, lambda *xs, dimension: lax.concatenate(xs, dimension), "dimension"),
     _row(jp.rev_p, lax.rev, "dimensions"),
+    _row(lax.tile_p, lax.tile, "reps"),
+    _row(lax.split_p, lax.split, "sizes", "axis"),
+    _row(lax.stack_p, lambda *xs, axis: lax.stack(xs, axis), "axis"),
+    _row(lax.unstack_p, lambda x, axis: list(lax.unstack(x, axis)), "axis"),
     _row(
         jp.iota_p,
         lambda dtype, shape, dimension: lax.broadcasted_iota(dtype, shape, dimension),
@@ -188,12 +206,13 @@ _ROWS = (
     ),
     _row(jp.dynamic_slice_p, lambda x, *i, slice_sizes: lax.dynamic_slice(x, i, slice_sizes), "slice_sizes"),
     _row(jp.dynamic_update_slice_p, lambda x, y, *i: lax.dynamic_update_slice(x, y, i)),
-    Row(jp.gather_p, "gather", _fields(lax.GatherDimensionNumbers, *_GATHER), _gather),
+    Row(jp.gather_p, "gather", _fields(*_GATHER), _gather),
     *(
-        Row(primitive, name, _fields(lax.ScatterDimensionNumbers, *_SCATTER), _scatter(function))
+        Row(primitive, name, _fields(*_SCATTER), _scatter(function))
         for primitive, name, function in (
             (jp.scatter_p, "scatter", lax.scatter),
             (jp.scatter_add_p, "scatter_add", lax.scatter_add),
+            (lax.scatter_sub_p, "scatter_sub", lax.scatter_sub),
             (jp.scatter_mul_p, "scatter_mul", lax.scatter_mul),
             (jp.scatter_min_p, "scatter_min", lax.scatter_min),
             (jp.scatter_max_p, "scatter_max", lax.scatter_max),
@@ -243,10 +262,10 @@ _ROWS = (
     ),
     Row(jp.scan_p, "scan", _read_scan, _scan),
     Row(jp.while_p, "while", _read_while, _while),
-    Row(jp.cond_p, "cond", lambda params: {"branches": tuple(params["branches"])}, _cond),
+    Row(jp.cond_p, "cond", lambda eqn: {"branches": tuple(eqn.params["branches"])}, _cond),
 )
 
-TABLE: dict[Primitive, Row] = {row.primitive: row for row in _ROWS}
+TABLE: dict[Primitive, Row] = {row.primitive: row for row in _ROWS if row.primitive is not None}
 BY_NAME: dict[str, Row] = {row.name: row for row in _ROWS}
 
 # Primitives that only call another jaxpr: the trace goes through them as if they were not there.

@@ -66,9 +66,12 @@ def trace(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Traced
     except JaxqError:
         raise
     except Exception as error:
-        taken = ", ".join(f"{shape.dtype}{list(shape.shape)}" for shape in shapes)
-        advice = ADVICE.get(type(error).__name__, f"a batch gives it {len(args)} argument(s), {taken}")
-        raise TraceError(f"tracing the function failed: {advice}. {type(error).__name__}: {first_line(error)}") from error
+        taken = str(jax.tree.unflatten(in_tree, [f"{shape.dtype}{list(shape.shape)}" for shape in shapes]))
+        given = f"a batch makes it fun(params, {taken[1:-1].rstrip(',')})".replace("'", "")
+        advice = ADVICE.get(type(error).__name__, f"{given}; a tuple is the arguments, anything else the one argument")
+        raise TraceError(
+            f"tracing the function failed: {advice}. {type(error).__name__}: {first_line(error)}"
+        ) from error
     _check_random(graph)
     if batch is None:
         return Traced(named(graph), in_tree, out_tree, "no argument has a batch axis")
@@ -133,7 +136,7 @@ class _Interpreter:
         env.update(zip(jaxpr.constvars, (constant(value, "const") for value in closed.consts), strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
         for eqn in jaxpr.eqns:
-            inner = _join(scope, str(eqn.source_info.name_stack))
+            inner = _join(scope, _layers(str(eqn.source_info.name_stack)))
             operands = tuple(read(atom) for atom in eqn.invars)
             body = _called(eqn)
             if body is not None:
@@ -149,7 +152,7 @@ class _Interpreter:
         if row is None:
             op, attrs = "opaque", {"primitive": eqn.primitive, "params": dict(eqn.params)}
         else:
-            op, attrs = row.name, {key: self._data(value, scope) for key, value in row.read(eqn.params).items()}
+            op, attrs = row.name, {key: self._data(value, scope) for key, value in row.read(eqn).items()}
         avals = tuple(_aval(var) for var in eqn.outvars)
         name = _join(scope, label)
         if not (eqn.primitive.multiple_results or op == "sort"):
@@ -175,6 +178,12 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
     return ClosedJaxpr(body, ()) if isinstance(body, Jaxpr) else body
 
 
+def _layers(name_stack: str) -> str:
+    """The layers of a name stack: without the transformations around them (`vmap(Block_0)`) and einsum's formulas."""
+    parts = (re.sub(r"^\w+\((.*)\)$", r"\1", part) for part in name_stack.split("/"))
+    return "/".join(part for part in parts if part and "->" not in part)
+
+
 def _join(scope: str, inner: str) -> str:
     return f"{scope}/{inner}" if scope and inner else scope or inner
 
@@ -182,7 +191,7 @@ def _join(scope: str, inner: str) -> str:
 def named(graph: Graph) -> Graph:
     """The graph with unique names: a conv or dot is named by its layer, or by its weight's path where the trace has
     no layer names (NNX, plain functions); any other node by its layer and primitive."""
-    names, origin = Names(), dict[Node, str]()
+    names, arrays, origin = Names(), Names(), dict[Node, str]()
 
     def change(node: Node) -> Node:
         paths = [origin[source] for source in node.inputs if origin.get(source)]
@@ -191,7 +200,7 @@ def named(graph: Graph) -> Graph:
             name = node.scope or _layer(paths[-1])
         elif node.op == "const":
             return node
-        new = node.replace(name=names.unique(name or node.op))
+        new = node.replace(name=(arrays if node.op == "param" else names).unique(name or node.op))
         if node.op == "param" or (paths and all(origin.get(s) is not None or s.is_constant for s in node.inputs)):
             origin[new] = node.name if node.op == "param" else paths[0]
         return new
@@ -226,7 +235,10 @@ class _Overlay:
                 self.differences.append(f"{node.name}: reads other values at other batch sizes")
                 return None
         merged = {
-            node: (self.value(node.attrs, twin[node].attrs, node.name), self.value(node.aval, twin[node].aval, node.name))
+            node: (
+                self.value(node.attrs, twin[node].attrs, node.name),
+                self.value(node.aval, twin[node].aval, node.name),
+            )
             for node in twin
         }
         new: dict[Node, Node] = {}
@@ -250,7 +262,7 @@ class _Overlay:
         if isinstance(a, np.ndarray | jax.Array) and isinstance(b, np.ndarray | jax.Array):
             if a.dtype == b.dtype and _same_array(a, b):
                 return a
-            self.differences.append(f"{where}: a constant depends on the batch size")
+            self.differences.append("a number in the function depends on the batch size")
             return a
         if isinstance(a, int) and isinstance(b, int) and a != b and self.small != self.large:
             slope, rest = divmod(b - a, self.large - self.small)
@@ -281,18 +293,18 @@ def _check_random(graph: Graph) -> None:
 
 def _check_mixing(graph: Graph) -> None:
     """A reduction over the batch axis that flows back into batched values is a training-mode batch norm."""
-    reduced: set[Node] = set()
+    reduced: dict[Node, Node] = {}  # a value to the reduction that it comes from
     for node in graph.nodes:
-        tainted = next((source for source in node.inputs if source in reduced), None)
-        if tainted is not None:
+        over = next((reduced[source] for source in node.inputs if source in reduced), None)
+        if over is not None:
             if isinstance(node.aval, Aval) and node.aval.follows_batch:
                 raise TraceError(
-                    f"layer {tainted.scope or tainted.name!r} computes statistics over the batch: the model is in "
-                    "training mode. Put it in inference mode: model.eval() for NNX, use_running_average=True or "
-                    "train=False (static_kwargs) for Linen"
+                    f"layer {over.scope or over.name!r} computes statistics over the batch and gives them back to its "
+                    "examples, as a batch norm in training mode does. Put the model in inference mode: model.eval() "
+                    "for NNX, use_running_average=True or train=False (static_kwargs) for Linen"
                 )
-            reduced.add(node)
+            reduced[node] = over
         elif node.op.startswith("reduce_") and "axes" in node.attrs:
             shape = node.inputs[0].aval.shape
             if any(isinstance(shape[axis], Dim) for axis in node.attrs["axes"]):
-                reduced.add(node)
+                reduced[node] = node

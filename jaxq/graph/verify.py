@@ -14,14 +14,15 @@ _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
 def verify(graph: Graph, stage: str) -> Graph:
     """The graph itself, if it is legal at the stage ("float" or "int8"); else a ValueError that names the node."""
-    names: set[str] = set()
+    names: set[tuple[bool, str]] = set()
     for node in graph.nodes:
         for wrong, says in _CHECKS[stage]:
             if wrong(node):
                 raise ValueError(f"{node!r} {says}")
-        if node.op != "const" and node.name in names:
+        name = (node.op == "param", node.name)  # arrays and layers have name spaces of their own
+        if node.op != "const" and name in names:
             raise ValueError(f"{node!r} shares its name with another node")
-        names.add(node.name)
+        names.add(name)
     return graph
 
 
@@ -36,6 +37,27 @@ def _is_int8(node: Node) -> bool:
 def _unknown(node: Node) -> bool:
     ours = (*ACCUMULATING, *_BORDERS, "input", "const", "param", "item", "opaque")
     return node.op not in ours and node.op not in BY_NAME
+
+
+# The operands that an op takes by role; those in brackets elsewhere may be missing.
+_ROLES = {
+    "quantize": {"x", "multiplier"},
+    "dequantize": {"x", "scale"},
+    **dict.fromkeys(ACCUMULATING - WEIGHTED, {"x"}),
+    **dict.fromkeys(WEIGHTED, {"x", "weight"}),
+}
+
+
+def _missing_roles(node: Node) -> bool:
+    given = set(node.roles)
+    needed = _ROLES.get(node.op, set()) | (
+        set(_PER_CHANNEL) if "multiplier" in given and node.op in ACCUMULATING else set()
+    )
+    return not needed <= given or (bool(given) and len(node.roles) != len(node.inputs))
+
+
+def _empty(node: Node) -> bool:
+    return node.is_constant and "value" not in node.attrs
 
 
 def _bad_vector(node: Node) -> bool:
@@ -60,6 +82,8 @@ def _mixed_weight(node: Node) -> bool:
 _Check = tuple[Callable[[Node], bool], str]
 _ANY: tuple[_Check, ...] = (
     (_unknown, "is no op that jaxq knows"),
+    (_missing_roles, "lacks an operand"),
+    (_empty, "holds no value"),
     (_mixed_weight, "multiplies integers with floats"),
 )
 _CHECKS: dict[str, tuple[_Check, ...]] = {

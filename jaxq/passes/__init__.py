@@ -1,7 +1,7 @@
 """The passes, in order.
 
-    float graph     constants -> fold -> fuse       exact: the same function up to float rounding
-    int8 graph      place -> lower -> merge         place decides, lower computes the integers, merge changes no bit
+float graph     constants -> fold -> fuse       exact: the same function up to float rounding
+int8 graph      place -> lower -> merge         place decides, lower computes the integers, merge changes no bit
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from jaxq.passes import fold, fuse
 from jaxq.passes.constants import fold_constants
 from jaxq.passes.lower import lower
 from jaxq.passes.merge import merge
+from jaxq.passes.parameters import name_parameters
 from jaxq.passes.place import Placement
 
 
@@ -19,9 +20,9 @@ def simplify(graph: Graph) -> Graph:
     """The exact passes on a traced graph."""
     graph = fold_constants(graph)
     graph = rewrite(graph, fold.RULES)
-    return rewrite(graph, fuse.RULES)
+    return name_parameters(rewrite(graph, fuse.RULES))
 
 
 def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float]) -> Graph:
     """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name."""
-    return merge(lower(graph, placement, thresholds))
+    return name_parameters(merge(lower(graph, placement, thresholds)))

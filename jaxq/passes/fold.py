@@ -47,6 +47,21 @@ def _per_channel(node: Node, other: Node) -> np.ndarray | None:
     return np.broadcast_to(np.asarray(node.value, np.float32).reshape(-1), (channels,)).copy()
 
 
+def _per_feature(node: Node, other: Node, match: Match) -> np.ndarray | None:
+    """The constant `node` as a vector (N,) where `other` is a dot's (..., N) with N split into several axes (heads and
+    their channels, say) over which the constant ranges."""
+    if other.op != "reshape" or not node.is_constant or not node.aval.is_float or not match.is_sole_user(other):
+        return None
+    head = other.inputs[0]
+    rows, shape = head.aval.shape[:-1], other.aval.shape
+    if head.op != "dot" or not is_open(head) or match.uses[head] != 1 or shape[: len(rows)] != rows:
+        return None
+    lead, columns = node.aval.shape[: -len(shape[len(rows) :])], shape[len(rows) :]
+    if any(dim != 1 for dim in lead) or len(node.aval.shape) < len(columns):
+        return None
+    return np.broadcast_to(np.asarray(node.value, np.float32), (*lead, *columns)).reshape(-1).copy()
+
+
 def _vector(value: np.ndarray, node: Node, role: str) -> Node:
     return constant(np.asarray(value, np.float32), f"{node.name}/{role}")
 
@@ -60,14 +75,20 @@ def _with_constant(
         node = match.node
         pairs = (node.inputs, node.inputs[::-1]) if swapped else (node.inputs,)
         for x, c in pairs:
-            value = None if x.is_constant or x.aval.shape != node.aval.shape else _per_channel(c, x)
-            if value is not None:
+            if x.is_constant or x.aval.shape != node.aval.shape:
+                continue
+            if (value := _per_channel(c, x)) is not None:
                 return _affine(
                     node,
                     x,
                     scale=None if scale is None else _vector(scale(value), node, "scale"),
                     bias=None if bias is None else _vector(bias(value), node, "bias"),
                 )
+            if (value := _per_feature(c, x, match)) is not None:
+                head = x.inputs[0]
+                head = head if scale is None else scaled(head, scale(value))
+                head = head if bias is None else shifted(head, bias(value))
+                return x.replace(inputs=(head,))
         return None
 
     return rule
@@ -86,7 +107,7 @@ def _constant_minus(match: Match) -> Node | None:
 def _add_values(match: Match) -> Node | None:
     """The sum of two values: a residual add."""
     x, y = match.node.inputs
-    same = isinstance(x.aval, Aval) and x.aval == y.aval and x is not y and _channels(x) is not None
+    same = isinstance(x.aval, Aval) and x.aval == y.aval and _channels(x) is not None
     return _affine(match.node, x, residual=y) if same and not (x.is_constant or y.is_constant) else None
 
 
@@ -156,7 +177,8 @@ def _conv(match: Match) -> Node | None:
     lhs, rhs, out = node.attrs["dimension_numbers"]
     if not w.is_constant or x.is_constant or node.attrs["batch_group_count"] != 1 or not node.aval.is_float:
         return None
-    rank = len(lhs) - 2
+    if len(lhs) - 2 > 3:
+        return None
     kernel = np.transpose(np.asarray(w.value, np.float32), (*rhs[2:], rhs[1], rhs[0]))
     attrs = OPEN | {
         "strides": node.attrs["window_strides"],
@@ -169,7 +191,6 @@ def _conv(match: Match) -> Node | None:
     aval = Aval(tuple(node.aval.shape[axis] for axis in last), node.aval.dtype)
     x = _transpose(x, (lhs[0], *lhs[2:], lhs[1]), f"{node.name}/transpose_in")
     conv = node.replace(op="conv", attrs=attrs, aval=aval).with_operands({"x": x, "weight": _weight(node, kernel)})
-    assert len(attrs["strides"]) == rank
     return _transpose(conv, np.argsort(last), f"{node.name}/transpose_out")
 
 
@@ -198,6 +219,21 @@ def _dot(match: Match) -> Node | None:
         return dot
     back = (*range(len(rows), len(rows) + len(columns)), *range(len(rows)))
     return _transpose(dot, back, f"{node.name}/transpose_out")
+
+
+def _split(match: Match) -> Node | None:
+    """A part of a split is a slice, which moves integers as well as floats."""
+    node, split = match.node, match.node.inputs[0]
+    if split.op != "split":
+        return None
+    x, axis, sizes, index = split.inputs[0], split.attrs["axis"], split.attrs["sizes"], node.attrs["index"]
+    if not all(isinstance(size, int) for size in sizes):
+        return None
+    start = [0] * len(x.aval.shape)
+    start[axis] = sum(sizes[:index])
+    limit = (*x.aval.shape[:axis], sum(sizes[: index + 1]), *x.aval.shape[axis + 1 :])
+    attrs = {"start_indices": tuple(start), "limit_indices": limit, "strides": None}
+    return node.replace(op="slice", inputs=(x,), attrs=attrs)
 
 
 def scaled(node: Node, scale: np.ndarray) -> Node:
@@ -276,6 +312,7 @@ def fold_cast(match: Match) -> Node | None:
 RULES: tuple[Rule, ...] = (
     ("conv_general_dilated", _conv),
     ("dot_general", _dot),
+    ("item", _split),
     ("reduce_sum", _sum),
     ("reduce_window_sum", _window_sum),
     ("mul", _with_constant(lambda c: c, None)),

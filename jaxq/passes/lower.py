@@ -63,7 +63,13 @@ class _Lowering:
             assert source.qtype is not None
             scale = constant(np.float32(source.qtype.scale))
             self.floats[node] = Node(
-                "dequantize", (source, scale), {}, node.aval, f"{node.name}/dequantize", ("x", "scale"), scope=node.scope
+                "dequantize",
+                (source, scale),
+                {},
+                node.aval,
+                f"{node.name}/dequantize",
+                ("x", "scale"),
+                scope=node.scope,
             )
         return self.floats[node]
 

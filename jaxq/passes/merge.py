@@ -73,9 +73,7 @@ def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
         fused=(*words, f"merged:{len(family)}"),
     )
     ends = np.cumsum(widths).tolist()
-    return {
-        node: _slice(merged, node, end - width, end) for node, width, end in zip(family, widths, ends, strict=True)
-    }
+    return {node: _slice(merged, node, end - width, end) for node, width, end in zip(family, widths, ends, strict=True)}
 
 
 def _slice(merged: Node, branch: Node, start: int, end: int) -> Node:
@@ -85,7 +83,9 @@ def _slice(merged: Node, branch: Node, start: int, end: int) -> Node:
         "limit_indices": (*outer, end),
         "strides": None,
     }
-    return Node("slice", (merged,), attrs, branch.aval, f"{branch.name}/slice", (), branch.qtype, branch.scope)
+    reason = "" if branch.qtype is not None else "it is a part of a merged layer's float result"
+    slice_ = Node("slice", (merged,), attrs, branch.aval, f"{branch.name}/slice")
+    return slice_.replace(qtype=branch.qtype, scope=branch.scope, reason=reason)
 
 
 def _joint_name(names: list[str]) -> str:

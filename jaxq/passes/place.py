@@ -20,8 +20,24 @@ from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
 
 LAYOUT = frozenset(
-    """broadcast_in_dim concatenate convert_element_type copy name pad reduce_max reduce_window_max reshape rev slice
-    squeeze stop_gradient transpose""".split()
+    [
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "name",
+        "pad",
+        "reduce_max",
+        "reduce_window_max",
+        "reshape",
+        "rev",
+        "slice",
+        "squeeze",
+        "stack",
+        "stop_gradient",
+        "tile",
+        "transpose",
+    ]
 )
 
 # Primitives whose result cannot be negative, whatever they are given.
@@ -115,6 +131,8 @@ def _unknown(node: Node) -> str:
         return "neither operand is a constant"
     if node.op == "conv_general_dilated":
         return "its kernel is not a constant"
+    if node.op in ("scan", "while", "cond"):
+        return f"the body of a {node.op} stays in float"
     if node.op == "opaque":
         return f"{node.attrs['primitive'].name} has no int8 form"
     return f"{node.op} has no int8 form"

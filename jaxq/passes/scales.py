@@ -16,6 +16,9 @@ from jaxq.graph.evaluate import evaluate, reference
 from jaxq.graph.node import WEIGHTED, Graph, Node
 from jaxq.passes.place import Placement, ScaleGroup
 
+# Keeps a scale and its reciprocal within float32.
+SMALLEST_THRESHOLD = 1e-30
+
 # In the order of preference where two do equally well.
 CANDIDATES = ("mse", "entropy", "percentile", "amax")
 
@@ -31,7 +34,8 @@ def select(
 
     def of(group: ScaleGroup, method: str) -> float:
         joined = reduce(merge, [histograms[source.name] for source in group.sources])
-        return threshold(joined, method, unsigned=group.dtype == "uint8", percentile=config.percentile)
+        found = threshold(joined, method, unsigned=group.dtype == "uint8", percentile=config.percentile)
+        return max(found, SMALLEST_THRESHOLD)
 
     groups = placement.scale_groups
     methods = {group.name: config.method_of(group.name) for group in groups}

@@ -1,7 +1,7 @@
 """The `.jaxq` file: a safetensors file whose metadata hold the plan as JSON. Data only; nothing in it is ever run.
 
-    metadata["jaxq"]      the header: schema, versions, signature, graph, summary, SHA-256 of every array
-    metadata["sha256"]    of the header
+    metadata["jaxq"]      a line with the SHA-256 of the rest; then the header: schema, versions, signature, graph,
+                          summary, SHA-256 of every array
     tensors               the parameters by name, and what else the graph holds of arrays, as "#0", "#1", ...
 
 A safetensors file states the extent of every array beforehand, so that a damaged one is found before it is read.
@@ -35,9 +35,15 @@ def save(path: str | PathLike[str], plan: Plan, params: Mapping[str, Any]) -> No
     text = json.dumps(header, separators=(",", ":"), allow_nan=False)
     data = safetensors.numpy.save(
         {name: np.asarray(array, order="C") for name, array in arrays.items()},
-        metadata={"jaxq": text, "sha256": _digest(text.encode())},
+        metadata={"jaxq": f"{_digest(text.encode())}\n{text}"},
     )
-    path = Path(path)
+    try:
+        _write(Path(path), data)
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -63,29 +69,31 @@ def load(path: str | PathLike[str]) -> tuple[Plan, dict[str, np.ndarray]]:
             metadata = file.metadata() or {}
             if "jaxq" not in metadata:
                 raise PlanError(f"{path}: is a safetensors file, but no jaxq plan")
-            header = _header(path, metadata)
+            header = _header(path, metadata["jaxq"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
     except OSError as error:
         raise PlanError(f"{path}: cannot be read: {error}") from error
     except safetensors.SafetensorError as error:
         raise PlanError(f"{path}: is no jaxq plan, or is truncated or damaged: {error}") from error
-    for name, digest in header["sha256"].items():
-        if name not in arrays or _digest(arrays[name].tobytes()) != digest:
+    digests = header.get("sha256")
+    for name in sorted({*arrays, *(digests if isinstance(digests, dict) else ())}):
+        stated = digests.get(name) if isinstance(digests, dict) else None
+        if name not in arrays or _digest(arrays[name].tobytes()) != stated:
             raise PlanError(f"{path}: array {name!r} is missing or damaged; save the plan again")
     try:
         return codec.decode_plan(header, arrays)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise PlanError(f"{path}: the plan does not decode: {type(error).__name__}: {error}") from error
 
 
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    text = metadata["jaxq"]
-    if _digest(text.encode()) != metadata.get("sha256"):
+def _header(path: Path, stated: str) -> dict[str, Any]:
+    digest, _, text = stated.partition("\n")
+    if _digest(text.encode()) != digest:
         raise PlanError(f"{path}: the header is damaged; save the plan again")
     try:
         header = json.loads(text)
         schema = header["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlanError(f"{path}: the header is no plan: {error}") from error
     if schema != SCHEMA:
         raise PlanError(f"{path}: has schema {schema}, this jaxq reads {SCHEMA}; install a newer jaxq")

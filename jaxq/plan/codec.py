@@ -40,7 +40,10 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays
     graph = verify(decoder.graph(header["graph"]), "int8")
     data = decoder.value(header["summary"])
     summary = Summary(**(data | {"nodes": tuple(Row(**row) for row in data["nodes"])}))
-    plan = Plan(graph, _decode_tree(header["in_tree"]), _decode_tree(header["out_tree"]), summary)
+    in_tree, out_tree = _decode_tree(header["in_tree"]), _decode_tree(header["out_tree"])
+    if (in_tree.num_leaves, out_tree.num_leaves) != (len(graph.inputs), len(graph.outputs)):
+        raise ValueError("the signature does not fit the graph")
+    plan = Plan(graph, in_tree, out_tree, summary)
     return plan, graph.params
 
 
@@ -180,7 +183,9 @@ def _encode_tree(tree: Any, what: str) -> Any:
             return {"$tuple" if type(value) is tuple else "$list": [encode(item) for item in value]}
         if isinstance(value, Mapping) and type(value).__name__ in ("dict", "FrozenDict"):
             return {"$dict": [[key, encode(value[key])] for key in value]}
-        raise UnsupportedError(f"the {what} hold a {type(value).__name__}; a file takes tuples, lists, dicts and arrays")
+        raise UnsupportedError(
+            f"the {what} hold a {type(value).__name__}; a file takes tuples, lists, dicts and arrays"
+        )
 
     return encode(jax.tree.unflatten(tree, range(tree.num_leaves)))
 

@@ -16,7 +16,7 @@ from jaxq import backends
 from jaxq.calibration.batches import shown
 from jaxq.errors import JaxqError, PlanError
 from jaxq.graph.evaluate import Lower, evaluate
-from jaxq.graph.node import Dim, Graph, bind
+from jaxq.graph.node import Dim, Graph, Node, bind
 from jaxq.report import Summary
 
 
@@ -48,6 +48,8 @@ class Plan:
 
     def __call__(self, params: Mapping[str, Any], *args: Any) -> Any:
         """The function, compiled by `jax.jit` once for each batch size."""
+        for leaf in jax.tree.leaves(args):
+            _array("args", leaf)
         return self._compiled(params, args)
 
     @functools.cached_property
@@ -55,50 +57,68 @@ class Plan:
         return jax.jit(lambda params, args: self.evaluate(params, args, backends.choose))
 
     def evaluate(self, params: Mapping[str, Any], args: tuple[Any, ...], lower: Lower | None = None) -> Any:
-        """The function node by node as `lower` gives them; by their definition (the oracle) unless given."""
-        leaves, unbatch = self._leaves(args)
-        params, leaves = _not_differentiable((dict(params), leaves))
-        results = evaluate(self.graph.bind(self._batch(leaves)), params, leaves, lower)
-        if unbatch:
-            follows = [isinstance(node.aval.shape[0], Dim) if node.aval.shape else False for node in self.graph.outputs]
-            results = [y[0] if batched else y for y, batched in zip(results, follows, strict=True)]
-        return jax.tree.unflatten(self.out_tree, results)
-
-    def _batch(self, leaves: list[Any]) -> int:
-        for node, leaf in zip(self.graph.inputs, leaves, strict=True):
-            if node.aval.shape and isinstance(node.aval.shape[0], Dim):
-                return int(leaf.shape[0])
-        return 0
-
-    def _leaves(self, args: tuple[Any, ...]) -> tuple[list[Any], bool]:
-        """The argument leaves, checked; the flag says that they are one example, to which a batch axis was added.
+        """The function node by node as `lower` gives them; by their definition (the oracle) unless given.
 
         Raises:
-          PlanError: other arguments than the plan was made for.
+          PlanError: other parameters or arguments than the plan was made for.
         """
+        self._check_params(params)
+        leaves, batch, one_example = self._leaves(args)
+        params, leaves = _not_differentiable((dict(params), leaves))
+        results = evaluate(self.graph.bind(batch), params, leaves, lower)
+        if one_example:
+            results = [y[0] if _is_batched(node) else y for node, y in zip(self.graph.outputs, results, strict=True)]
+        return jax.tree.unflatten(self.out_tree, results)
+
+    def _check_params(self, params: Mapping[str, Any]) -> None:
+        if not isinstance(params, Mapping):
+            raise PlanError(f"params: takes the plan's own, qmodel.params, not a {type(params).__name__}")
+        for node in self.graph.nodes:
+            if node.op != "param":
+                continue
+            if node.name not in params:
+                raise PlanError(f"params: {node.name!r} is missing; the plan takes its own, qmodel.params")
+            shape = getattr(params[node.name], "shape", None)
+            if shape != node.aval.shape:
+                raise PlanError(f"params: {node.name!r} has shape {shape}, the plan takes {node.aval.shape}")
+
+    def _leaves(self, args: tuple[Any, ...]) -> tuple[list[Any], Any, bool]:
+        """The argument leaves, checked; the batch size; and whether the arguments are one example, which gets a batch
+        axis (where every result has one to take off again)."""
         leaves, tree = jax.tree.flatten(args)
         if tree != self.in_tree:
             raise PlanError(f"the arguments are {shown(tree)}, the plan takes {shown(self.in_tree)}")
-        arrays = [leaf if hasattr(leaf, "shape") else np.asarray(leaf) for leaf in leaves]
-        batched = [bool(n.aval.shape) and isinstance(n.aval.shape[0], Dim) for n in self.graph.inputs]
-        unbatch = any(batched) and all(
-            array.shape == node.aval.shape[1:]
-            for node, array, follows in zip(self.graph.inputs, arrays, batched, strict=True)
-            if follows
-        )
-        if unbatch:
+        inputs = self.graph.inputs
+        arrays = [_array(node.name, leaf) for node, leaf in zip(inputs, leaves, strict=True)]
+        batched = [_is_batched(node) for node in inputs]
+        pairs = [(node, array) for node, array, follows in zip(inputs, arrays, batched, strict=True) if follows]
+        separable = all(_is_batched(node) or not node.aval.follows_batch for node in self.graph.outputs)
+        one_example = separable and bool(pairs) and all(a.shape == node.aval.shape[1:] for node, a in pairs)
+        if one_example:
             arrays = [a[None] if follows else a for a, follows in zip(arrays, batched, strict=True)]
-        sizes = {array.shape[0] for array, follows in zip(arrays, batched, strict=True) if follows and array.shape}
-        batch = sizes.pop() if sizes else 0
-        for node, array in zip(self.graph.inputs, arrays, strict=True):
-            self._check(node.name, array, node.aval, batch)
-        return [jnp.asarray(a, node.aval.dtype) for node, a in zip(self.graph.inputs, arrays, strict=True)], unbatch
+        batch = next((a.shape[0] for a, follows in zip(arrays, batched, strict=True) if follows and a.ndim), 0)
+        for node, array in zip(inputs, arrays, strict=True):
+            self._check(node, array, batch)
+        return [jnp.asarray(a, node.aval.dtype) for node, a in zip(inputs, arrays, strict=True)], batch, one_example
 
-    def _check(self, name: str, array: Any, aval: Any, batch: int) -> None:
-        shape = bind(aval.shape, batch)
-        if tuple(array.shape) != shape:
-            wanted = tuple("batch" if isinstance(dim, Dim) else dim for dim in aval.shape)
+    def _check(self, node: Node, array: Any, batch: Any) -> None:
+        given, taken = jax.dtypes.canonicalize_dtype(array.dtype), node.aval.dtype
+        if tuple(array.shape) != bind(node.aval.shape, batch):
+            wanted = tuple("batch" if isinstance(dim, Dim) else dim for dim in node.aval.shape)
             fixed = f"; its batch size is fixed: {self.summary.fixed_because}" if self.summary.fixed_because else ""
-            raise PlanError(f"argument {name!r} has shape {tuple(array.shape)}, the plan takes {wanted}{fixed}")
-        if jnp.issubdtype(aval.dtype, jnp.integer) and jnp.issubdtype(array.dtype, jnp.floating):
-            raise PlanError(f"argument {name!r} has dtype {array.dtype}, the plan takes {aval.dtype}")
+            raise PlanError(f"argument {node.name!r} has shape {tuple(array.shape)}, the plan takes {wanted}{fixed}")
+        both_float = jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(taken, jnp.floating)
+        if given != taken and not both_float and not np.can_cast(given, taken):
+            raise PlanError(f"argument {node.name!r} has dtype {given}, the plan takes {taken}: convert it first")
+
+
+def _is_batched(node: Node) -> bool:
+    """True for a value whose leading axis is the batch."""
+    return bool(node.aval.shape) and node.aval.shape[0] == Dim(1, 0)
+
+
+def _array(name: str, leaf: Any) -> Any:
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise PlanError(f"argument {name!r} holds {array.dtype} values, not numbers")
+    return array

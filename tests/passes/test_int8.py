@@ -1,0 +1,121 @@
+"""place, lower and merge: which nodes are int8, what shares a scale, and that merging changes no bit."""
+
+import jax
+import jax.numpy as jnp
+import networks
+import numpy as np
+from networks import images, variables
+
+import jaxq
+from jaxq import passes
+from jaxq.config import LayerRule, QuantConfig
+from jaxq.graph.evaluate import evaluate
+from jaxq.graph.trace import trace
+from jaxq.passes.lower import lower
+from jaxq.passes.merge import merge
+from jaxq.passes.place import place
+
+
+def simplified(model, x):
+    return passes.simplify(trace(model.apply, variables(model, x), (x,)).graph)
+
+
+def ones(placement):
+    return {group.name: 1.0 for group in placement.scale_groups}
+
+
+def test_merging_changes_no_bit():
+    x = images(3, 8, 8, 3)
+    graph = simplified(networks.SmallCNN(), x)
+    placement = place(graph, QuantConfig())
+    apart = lower(graph, placement, ones(placement))
+    merged = merge(apart)
+    convs = [[node for node in g.nodes if node.op == "conv"] for g in (apart, merged)]
+    assert [len(c) for c in convs] == [12, 10]
+    (wide,) = [node for node in convs[1] if "merged:3" in node.fused]
+    branches = ",".join(f"ConvNorm_{i}/Conv_0" for i in (0, 2, 4))
+    assert wide.name == f"SmallCNN/Inception_0/{{{branches}}}"
+    assert wide.aval.shape[-1] == 8 + 4 + 4
+    results = [evaluate(g.bind(3), g.params, [x])[0] for g in (apart, merged)]
+    np.testing.assert_array_equal(*results)
+
+
+def test_branches_of_other_output_dtypes_stay_apart():
+    def fun(params, x):
+        y = x @ params["a"]
+        return jnp.maximum(y, 0) @ params["c"], (x @ params["b"]) @ params["c"]
+
+    params = {"a": images(6, 5), "b": images(6, 5, seed=1), "c": images(5, 4, seed=2)}
+    qmodel = jaxq.quantize(fun, params, [images(8, 6)])
+    assert not any(word.startswith("merged") for row in qmodel.summary().nodes for word in row.fused)
+
+
+def test_concatenated_values_share_one_scale(small_cnn):
+    rows = {row.name: row for row in small_cnn.qmodel.summary().nodes}
+    concat = next(row for row in rows.values() if row.op == "concatenate")
+    slices = next(row for name, row in rows.items() if name.endswith("Inception_0/ConvNorm_0/Conv_0/slice"))
+    assert slices.scale == concat.scale == rows["SmallCNN/Inception_0/ConvNorm_1/Conv_0"].scale
+
+
+def test_dtypes_follow_the_sign(small_cnn):
+    graph = small_cnn.qmodel.plan.graph
+    for node in graph.nodes:
+        if node.op == "conv" and node.qtype is not None:
+            expected = "uint8" if {"relu", "relu6"} & set(node.fused) else "int8"
+            assert node.aval.dtype.name == node.qtype.dtype == expected
+
+
+def test_a_float_island_between_int8_layers():
+    def fun(params, x):
+        return jnp.tanh(x @ params["a"]) @ params["b"]
+
+    qmodel = jaxq.quantize(fun, {"a": images(6, 5), "b": images(5, 4)}, [images(8, 6)])
+    assert [(row.op, row.precision) for row in qmodel.summary().nodes] == [
+        ("quantize", "int8"),
+        ("dot", "int8"),
+        ("tanh", "float"),
+        ("quantize", "int8"),
+        ("dot", "int8"),
+    ]
+
+
+def test_a_value_read_in_float_and_in_int8_is_dequantized():
+    def fun(params, x):
+        y = jax.nn.relu(x @ params["a"])
+        return jnp.tanh(y), y @ params["b"]
+
+    qmodel = jaxq.quantize(fun, {"a": images(6, 5), "b": images(5, 4)}, [images(8, 6)])
+    assert [row.op for row in qmodel.summary().nodes].count("dequantize") == 1
+
+
+def test_a_residual_between_float_values_stays_float():
+    """The stream of a transformer: layer norms read it in float, so that it is never rounded to int8."""
+
+    def fun(params, x):
+        x = x + jax.nn.standardize(x) @ params["a"]
+        return jax.nn.standardize(x + jax.nn.standardize(x) @ params["b"])
+
+    qmodel = jaxq.quantize(fun, {"a": images(6, 6), "b": images(6, 6, seed=1)}, [images(8, 6)])
+    dots = [row for row in qmodel.summary().nodes if row.op == "dot"]
+    assert [row.fused for row in dots] == [("residual",)] * 2
+    assert all(row.dtypes == (("int8", "float32"), "float32") for row in dots)
+
+
+def test_too_many_products_stay_in_float():
+    limit = jaxq.numerics.MAX_PRODUCTS["uint8"]
+
+    def fun(params, x):
+        return (x @ params["wide"]) @ params["b"]
+
+    params = {"wide": np.ones((limit + 1, 2), np.float32) / limit, "b": images(2, 4)}
+    qmodel = jaxq.quantize(fun, params, [np.ones((2, limit + 1), np.float32)])
+    wide = next(row for row in qmodel.summary().nodes if row.name == "wide")
+    assert wide.precision == "float"
+    assert "overflow" in wide.reason
+
+
+def test_rules_keep_layers_in_float(small_cnn):
+    graph = passes.simplify(trace(small_cnn.model.apply, small_cnn.variables, (small_cnn.x,)).graph)
+    placement = place(graph, QuantConfig(rules=(LayerRule("Residual_0"), LayerRule("Residual_", quantize=False))))
+    kept = {node.name for node in graph.nodes if node.op == "conv" and node not in placement.int8}
+    assert kept == {f"SmallCNN/Residual_1/ConvNorm_{i}/Conv_0" for i in range(3)}

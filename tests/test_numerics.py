@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxq import numerics
+
+FLOATS = st.floats(-1e6, 1e6, width=32)
+
+
+def numpy_epilogue(acc, multiplier, bias, lo, hi, residual=None, residual_multiplier=None, *, dtype):
+    """The definition, one IEEE operation at a time."""
+    y = acc.astype(np.float32) * multiplier
+    y = y + bias
+    if residual is not None:
+        y = y + residual.astype(np.float32) * residual_multiplier
+    y = np.minimum(np.maximum(y, lo), hi)
+    return np.rint(y).astype(dtype) if np.dtype(dtype).kind in "iu" else y.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float32"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_epilogue_equals_numpy_under_jit(dtype, with_residual):
+    """Four million elements: a fused multiply-add would change about a quarter of the floats among them."""
+    rng = np.random.default_rng(0)
+    acc = rng.integers(-(2**24), 2**24, (1 << 16, 64)).astype(np.int32)
+    vectors = [rng.normal(size=64).astype(np.float32) for _ in range(2)]
+    multiplier, bias = vectors[0] * 1e-5, vectors[1] * 10
+    lo, hi = (np.full(64, b, np.float32) for b in numerics.BOUNDS.get(dtype, (-np.inf, np.inf)))
+    extra = ()
+    if with_residual:
+        extra = (rng.integers(-127, 128, acc.shape).astype(np.int8), np.float32(0.137))
+    run = jax.jit(lambda *args: numerics.epilogue(*args, dtype=dtype))
+    expected = numpy_epilogue(acc, multiplier, bias, lo, hi, *extra, dtype=dtype)
+    np.testing.assert_array_equal(run(acc, multiplier, bias, lo, hi, *extra), expected)
+
+
+def test_round_half_to_even_and_saturate():
+    x = jnp.array([0.5, 1.5, 2.5, -0.5, -1.5, 1e9, -1e9, np.nan, np.inf, -np.inf], jnp.float32)
+    q = numerics.quantize(x, jnp.float32(1), dtype="int8")
+    assert q.tolist() == [0, 2, 2, 0, -2, 127, -127, 0, 127, -127]
+    q = numerics.quantize(x, jnp.float32(1), dtype="uint8")
+    assert q.tolist() == [0, 2, 2, 0, 0, 255, 0, 0, 255, 0]
+
+
+@given(st.lists(FLOATS, min_size=1, max_size=20), st.floats(2**-10, 2**10, width=32))
+def test_quantize_is_off_by_half_a_step_at_most(values, scale):
+    x = np.array(values, np.float32)
+    q = numerics.quantize(jnp.asarray(x), jnp.float32(1 / scale), dtype="int8")
+    back = numerics.dequantize(q, jnp.float32(scale), dtype=np.dtype(np.float32))
+    inside = np.abs(x) <= 127 * scale
+    assert np.all(np.abs(back - x)[inside] <= scale * 0.5001)
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
+def test_weights_use_the_whole_range_and_are_off_by_half_a_step(rows, channels, seed):
+    w = np.random.default_rng(seed).normal(size=(rows, channels)).astype(np.float32)
+    q, scale = numerics.quantize_weight(w)
+    assert np.all(np.max(np.abs(q), axis=0) == 127)
+    assert np.all(np.abs(q * scale - w) <= scale * 0.5001)
+
+
+def test_dead_channels_have_a_positive_scale():
+    w = np.array([[0.0, 1e-30, 1.0]], np.float32)
+    q, scale = numerics.quantize_weight(w)
+    assert np.all(scale > 0)
+    assert q.tolist() == [[0, 0, 127]]
+
+
+def test_accumulators_hold_the_stated_number_of_products():
+    for dtype, largest in (("int8", 127), ("uint8", 255)):
+        count = numerics.MAX_PRODUCTS[dtype]
+        assert count * largest * 127 < 2**31 <= (count + 1) * largest * 127
