@@ -19,7 +19,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ class EfficientNetLite0(nn.Module):
 class TorchReader(pickle.Unpickler):
     """Reads a state dict from torch's legacy file format without torch; runs nothing that the file names."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
         self.file = file
         self.storages: dict[str, np.ndarray] = {}
@@ -135,8 +135,10 @@ class TorchReader(pickle.Unpickler):
         for key in keys:
             storage = self.storages[key]
             count = int.from_bytes(self.file.read(8), "little")
-            if count != storage.size or self.file.readinto(storage) != storage.nbytes:
+            data = self.file.read(storage.nbytes)
+            if count != storage.size or len(data) != storage.nbytes:
                 raise pickle.UnpicklingError(f"storage {key} is incomplete")
+            storage[:] = np.frombuffer(data, storage.dtype)
         return state
 
 

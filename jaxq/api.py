@@ -143,7 +143,7 @@ class QuantizedModel:
       plan: what computes with them.
     """
 
-    def __init__(self, params: Mapping[str, Any], plan: Plan):
+    def __init__(self, params: Mapping[str, Any], plan: Plan) -> None:
         self.params = dict(params)
         self.plan = plan
 

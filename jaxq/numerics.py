@@ -71,7 +71,7 @@ def epilogue(
     float; `residual_multiplier` is a float32 scalar.
     """
     y = _rounded(acc.astype(jnp.float32) * multiplier) + bias
-    if residual is not None:
+    if residual is not None and residual_multiplier is not None:
         y = y + _rounded(residual.astype(jnp.float32) * residual_multiplier)
     y = jnp.clip(y, lo, hi)
     dtype = np.dtype(dtype)

@@ -8,7 +8,7 @@ from types import TracebackType
 class Progress:
     """Used as a context; `advance` once for each step of `total` (None where nobody knows)."""
 
-    def __init__(self, label: str, total: int | None):
+    def __init__(self, label: str, total: int | None) -> None:
         self.label, self.total, self.done = label, total, 0
         self.start = time.monotonic()
         self.shown = sys.stderr.isatty()

@@ -1,5 +1,6 @@
 """Small networks in the ways Flax users write them, with weights and batch statistics that are not the initial ones."""
 
+import itertools
 from typing import Any
 
 import flax.linen as nn
@@ -123,7 +124,7 @@ def mlp_params(*sizes: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]
     rng = np.random.default_rng(seed)
     return [
         (rng.normal(size=(m, n)).astype(np.float32), rng.normal(size=n).astype(np.float32))
-        for m, n in zip(sizes, sizes[1:], strict=False)
+        for m, n in itertools.pairwise(sizes)
     ]
 
 

@@ -60,7 +60,7 @@ def _is_pointwise(node: Node) -> bool:
     return plain and set(kernel) == {1}
 
 
-def _sizes(node: Node) -> tuple[int, int, int]:
+def _sizes(node: Node) -> tuple[Any, int, int]:
     """Rows M, depth K and columns N of the node's matrix product."""
     *outer, columns = node.aval.shape
     return prod(outer), node.operand("x").aval.shape[-1], columns

@@ -66,7 +66,8 @@ class Batches:
         return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), args)
 
     def _compare(self, args: tuple[Any, ...], index: int) -> None:
-        ours, theirs = jax.tree.structure(args), jax.tree.structure(self.example)
+        ours: Any = jax.tree.structure(args)
+        theirs: Any = jax.tree.structure(self.example)
         if ours != theirs:
             raise CalibrationError(f"batch {index}: is {shown(ours)}, batch 0 was {shown(theirs)}")
         leaves = jax.tree_util.tree_flatten_with_path(args)[0]

@@ -152,6 +152,10 @@ _FLOAT: dict[str, Callable[[Node], Callable[..., Any]]] = {
 }
 
 
+def _scale(node: Node) -> Any:
+    return 1.0 if node.qtype is None else node.qtype.scale
+
+
 def fake_quantized(node: Node) -> Callable[..., jax.Array]:
     """An int8 node in float: a function of its integer operands to the value it stands for, before rounding.
 
@@ -161,21 +165,19 @@ def fake_quantized(node: Node) -> Callable[..., jax.Array]:
 
     def run(*operands: Any) -> jax.Array:
         given = dict(zip(node.roles, operands, strict=True))
-        scale_out = node.qtype.scale if node.qtype else 1.0
+        scale_out = jnp.asarray(_scale(node), jnp.float32)
 
         def real(role: str) -> Any:
-            qtype = node.operand(role).qtype
-            return given[role].astype(jnp.float32) * (jnp.float32(1) if qtype is None else jnp.float32(qtype.scale))
+            return given[role].astype(jnp.float32) * jnp.float32(_scale(node.operand(role)))
 
         x = real("x")
         if node.op in ("conv", "dot"):
-            scale_weight = jnp.asarray(node.operand("weight").qtype.scale, jnp.float32)
+            scale_weight = jnp.asarray(_scale(node.operand("weight")), jnp.float32)
             axis = (-1,) if node.op == "conv" else (-1, 1)
             y = accumulate(node, x, given["weight"].astype(jnp.float32) * scale_weight.reshape(axis), jnp.float32)
             y = y / scale_out
         else:
-            scale_x = node.operand("x").qtype.scale
-            y = accumulate(node, x, None, jnp.float32) * (given["multiplier"] / jnp.float32(scale_x))
+            y = accumulate(node, x, None, jnp.float32) * (given["multiplier"] / jnp.float32(_scale(node.operand("x"))))
         y = y + given["bias"]
         if "residual" in given:
             y = y + real("residual") / scale_out

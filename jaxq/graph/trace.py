@@ -120,7 +120,8 @@ def _path(path: Sequence[Any]) -> str:
 
 
 def _aval(var: Any) -> Aval:
-    return Aval(tuple(var.aval.shape), var.aval.dtype)
+    aval: Any = var.aval
+    return Aval(tuple(aval.shape), aval.dtype)
 
 
 class _Interpreter:
@@ -131,7 +132,7 @@ class _Interpreter:
         env: dict[Any, Node] = {}
 
         def read(atom: Any) -> Node:
-            return constant(np.asarray(atom.val, atom.aval.dtype)) if isinstance(atom, Literal) else env[atom]
+            return constant(np.asarray(atom.val, _aval(atom).dtype)) if isinstance(atom, Literal) else env[atom]
 
         env.update(zip(jaxpr.constvars, (constant(value, "const") for value in closed.consts), strict=True))
         env.update(zip(jaxpr.invars, inputs, strict=True))
@@ -217,7 +218,7 @@ def _layer(path: str) -> str:
 class _Overlay:
     """Lays two graphs of one function, traced at two batch sizes, over each other."""
 
-    def __init__(self, small: int, large: int):
+    def __init__(self, small: int, large: int) -> None:
         self.small, self.large = small, large
         self.differences: list[str] = []
 

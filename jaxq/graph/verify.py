@@ -1,4 +1,4 @@
-"""What a graph must hold at each stage; a pass that breaks it is a bug in jaxq, found here and not in a wrong result."""
+"""What a graph must hold at each stage: a pass that breaks it is a bug in jaxq, found here and not in a result."""
 
 from collections.abc import Callable
 
@@ -43,16 +43,14 @@ def _unknown(node: Node) -> bool:
 _ROLES = {
     "quantize": {"x", "multiplier"},
     "dequantize": {"x", "scale"},
-    **dict.fromkeys(ACCUMULATING - WEIGHTED, {"x"}),
-    **dict.fromkeys(WEIGHTED, {"x", "weight"}),
+    **{op: {"x"} for op in ACCUMULATING - WEIGHTED},
+    **{op: {"x", "weight"} for op in WEIGHTED},
 }
 
 
 def _missing_roles(node: Node) -> bool:
     given = set(node.roles)
-    needed = _ROLES.get(node.op, set()) | (
-        set(_PER_CHANNEL) if "multiplier" in given and node.op in ACCUMULATING else set()
-    )
+    needed = _ROLES.get(node.op, set()) | (set(_PER_CHANNEL) if _is_int8(node) else set())
     return not needed <= given or (bool(given) and len(node.roles) != len(node.inputs))
 
 

@@ -116,9 +116,9 @@ def _bound(side: str) -> Callable[[Match], Node | None]:
 
     def rule(match: Match) -> Node | None:
         for x, c in (match.node.inputs, match.node.inputs[::-1]):
-            if c.is_constant and c.value.size == 1 and not x.is_constant and _channels(x) is not None:
-                if x.aval.shape == match.node.aval.shape:
-                    return _affine(match.node, x, {**OPEN, side: float(np.asarray(c.value).reshape(()))})
+            one_number = c.is_constant and c.value.size == 1 and not x.is_constant
+            if one_number and _channels(x) is not None and x.aval.shape == match.node.aval.shape:
+                return _affine(match.node, x, {**OPEN, side: float(np.asarray(c.value).reshape(()))})
         return None
 
     return rule
@@ -191,7 +191,7 @@ def _conv(match: Match) -> Node | None:
     aval = Aval(tuple(node.aval.shape[axis] for axis in last), node.aval.dtype)
     x = _transpose(x, (lhs[0], *lhs[2:], lhs[1]), f"{node.name}/transpose_in")
     conv = node.replace(op="conv", attrs=attrs, aval=aval).with_operands({"x": x, "weight": _weight(node, kernel)})
-    return _transpose(conv, np.argsort(last), f"{node.name}/transpose_out")
+    return _transpose(conv, np.argsort(last).tolist(), f"{node.name}/transpose_out")
 
 
 def _dot(match: Match) -> Node | None:
@@ -290,9 +290,10 @@ def _fold_before(match: Match) -> Node | None:
             return None
         if bias is not None and any(dilation != 1 for dilation in node.attrs["lhs_dilation"]):
             return None
-        by_channel, contracted = (channels, 1), tuple(range(weight.ndim - 1))
+        contracted = tuple(range(weight.ndim - 1))
+        by_channel: tuple[int, ...] = (channels, 1)
     else:
-        by_channel, contracted = (channels,), (1,)
+        contracted, by_channel = (1,), (channels,)
     if bias is not None:
         node = shifted(node, np.sum(weight * bias.value.reshape(by_channel), axis=contracted))
     if scale is not None:

@@ -113,7 +113,7 @@ class _Lowering:
         scale_out = qtype.scale if qtype else 1.0
         smallest, largest = numerics.BOUNDS[qtype.dtype] if qtype else (-np.inf, np.inf)
 
-        multiplier = np.full(channels, x.qtype.scale / scale_out, np.float64)  # type: ignore[union-attr, operator]
+        multiplier = np.full(channels, x.qtype.scale / scale_out, np.float64)  # type: ignore[union-attr]
         weight = None
         if node.op in WEIGHTED:
             weight, scale_weight = self._weight(node)

@@ -5,7 +5,6 @@ all of them per output channel. Branches merge where geometry and output dtype a
 """
 
 from collections.abc import Hashable
-from os.path import commonprefix
 
 import numpy as np
 
@@ -90,6 +89,9 @@ def _slice(merged: Node, branch: Node, start: int, end: int) -> Node:
 
 def _joint_name(names: list[str]) -> str:
     """`Net/Block/{a,b}` for `Net/Block/a` and `Net/Block/b`."""
-    prefix = commonprefix(names)
-    prefix = prefix[: prefix.rfind("/") + 1]
-    return f"{prefix}{{{','.join(name[len(prefix) :] for name in names)}}}"
+    paths = [name.split("/") for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    prefix = "".join(f"{part}/" for part in paths[0][:shared])
+    return f"{prefix}{{{','.join('/'.join(path[shared:]) for path in paths)}}}"

@@ -20,24 +20,11 @@ from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
 
 LAYOUT = frozenset(
-    [
-        "broadcast_in_dim",
-        "concatenate",
-        "convert_element_type",
-        "copy",
-        "name",
-        "pad",
-        "reduce_max",
-        "reduce_window_max",
-        "reshape",
-        "rev",
-        "slice",
-        "squeeze",
-        "stack",
-        "stop_gradient",
-        "tile",
-        "transpose",
-    ]
+    {
+        *("reshape", "transpose", "squeeze", "broadcast_in_dim", "tile", "rev", "slice", "pad"),
+        *("concatenate", "stack", "reduce_max", "reduce_window_max"),
+        *("convert_element_type", "copy", "name", "stop_gradient"),
+    }
 )
 
 # Primitives whose result cannot be negative, whatever they are given.

@@ -70,7 +70,7 @@ def load(path: str | PathLike[str]) -> tuple[Plan, dict[str, np.ndarray]]:
             if "jaxq" not in metadata:
                 raise PlanError(f"{path}: is a safetensors file, but no jaxq plan")
             header = _header(path, metadata["jaxq"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError as error:
         raise PlanError(f"{path}: cannot be read: {error}") from error
     except safetensors.SafetensorError as error:

@@ -65,7 +65,7 @@ def convs(draw):
     info = (-127, 128) if dtype == "int8" else (0, 256)
     x = rng.integers(*info, (2, *each(st.integers(5, 7)), channels)).astype(dtype)
     weight = rng.integers(-127, 128, (*kernel, channels // groups, features)).astype(np.int8)
-    node, operands = int8_node("conv", attrs, x, weight, (0,) * (rank + 1) + (features,), "int8", False, rng)
+    node, _ = int8_node("conv", attrs, x, weight, (0,) * (rank + 1) + (features,), "int8", False, rng)
     shape = jax.eval_shape(lambda: sum_of(node, x, weight)).shape
     out = draw(st.sampled_from(["int8", "uint8", "float32"]))
     return int8_node("conv", attrs, x, weight, shape, out, draw(st.booleans()), rng)

@@ -92,7 +92,7 @@ def test_what_a_file_cannot_hold(tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
-    qmodel, path = saved
+    qmodel, _ = saved
     target = tmp_path / "net.jaxq"
     target.write_bytes(b"old")
 
