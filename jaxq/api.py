@@ -113,7 +113,8 @@ def _check_variables(params: Any) -> None:
 
 
 def _why_nothing(graph: Any, reasons: Mapping[Any, str]) -> str:
-    refused = [f"{node.name}: {reasons[node]}" for node in graph.nodes if node.op in WEIGHTED]
+    candidates = (*WEIGHTED, "dot_general", "conv_general_dilated", "scan", "while", "cond")
+    refused = [f"{node.name}: {reasons[node]}" for node in graph.nodes if node.op in candidates]
     return "; ".join(refused[:3]) if refused else "it has no convolution or dot product with constant weights"
 
 

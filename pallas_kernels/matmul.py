@@ -117,7 +117,7 @@ def matmul(
         grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n)),
         in_specs=in_specs,
         out_specs=out_tile,
-        out_shape=jax.ShapeDtypeStruct((m, n), out_dtype),
+        out_shape=jax.ShapeDtypeStruct((m, n), out_dtype, manual_axis_type=jax.typeof(x).manual_axis_type),
         compiler_params=pltriton.CompilerParams(num_warps=config.num_warps),
         interpret=interpret,
         name="matmul_dot4",

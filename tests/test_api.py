@@ -1,4 +1,8 @@
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -243,3 +247,28 @@ def test_attention_projections_are_int8_with_their_biases():
     dots = [row for row in qmodel.summary().nodes if row.op == "dot" and row.precision == "int8"]
     assert [row.fused for row in dots] == [("bias", "merged:3"), ("bias",)]
     assert decibels(Net().apply(v, x), qmodel(x)) > 25
+
+
+SHARDED = """
+import jax, jaxq, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from networks import images, mlp, mlp_params
+
+x = images(8, 20)
+qmodel = jaxq.quantize(mlp, mlp_params(20, 32, 7), [x])
+expected = np.asarray(qmodel(x))
+mesh = jax.make_mesh((2,), ("batch",))
+sharded = jax.device_put(x, NamedSharding(mesh, P("batch")))
+split = jax.shard_map(lambda x: qmodel(x), mesh=mesh, in_specs=P("batch"), out_specs=P("batch"))
+for run in (split, jax.jit(qmodel)):
+    result = run(sharded)
+    assert len(result.sharding.device_set) == 2
+    np.testing.assert_array_equal(result, expected)
+"""
+
+
+def test_a_batch_over_two_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | flags | {"PYTHONPATH": paths}
+    subprocess.run([sys.executable, "-c", SHARDED], env=environment, check=True)

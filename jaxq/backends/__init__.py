@@ -10,6 +10,7 @@ All backends give the bits of `graph.evaluate.reference`. `choose` is the table 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax import lax
 
 from jaxq.backends import pallas, xla
@@ -22,4 +23,10 @@ def choose(node: Node) -> Callable[..., Any]:
     if pallas.supports(node) is not None:
         return default
     kernel = pallas.lower(node)
-    return lambda *operands: lax.platform_dependent(*operands, cuda=kernel, default=default)
+
+    def run(*operands: Any) -> Any:
+        if any(jax.typeof(operand).sharding.mesh.explicit_axes for operand in operands):
+            return default(*operands)  # XLA partitions its own ops, but no kernel of ours
+        return lax.platform_dependent(*operands, cuda=kernel, default=default)
+
+    return run

@@ -10,8 +10,10 @@ patches takes 4.9 ms where a 3x3 convolution of 3 to 32 channels takes 28, and 0
 CUDA there is no int8 convolution with int32 sums (jax-ml/jax#7637): everything runs in one of these two forms.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import product
+from math import prod
 from typing import Any
 
 import jax
@@ -39,13 +41,15 @@ def candidates(node: Node) -> tuple[None, ...]:
 def lower(node: Node, tactic: None = None) -> Callable[..., Any]:
     """The function of the node's operands; floats and whatever moves integers run by their definition."""
     del tactic
+    if node.op == "reduce_window_max" and node.qtype is not None and prod(node.attrs["window_dimensions"]) <= 64:
+        return lambda x: _windowed(x, node.attrs, int(jnp.iinfo(x.dtype).min), jnp.maximum)
     if "multiplier" not in node.roles or node.op not in _SUMS:
         return reference(node)
     total = _SUMS[node.op]
 
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
-        acc = total(node, given.pop("x"), given.pop("weight"))
+        acc = total(node, given.pop("x"), given.pop("weight", None))
         return numerics.epilogue(acc, **given, dtype=node.aval.dtype)
 
     return run
@@ -87,7 +91,12 @@ def _is_narrow(weight: jax.Array) -> bool:
     return weight.shape[-2] <= 4 or weight.shape[-1] <= 16
 
 
-_SUMS = {"conv": _conv, "dot": _dot}
+def _window_sum(node: Node, x: jax.Array, weight: None) -> jax.Array:
+    del weight
+    return _windowed(x.astype(jnp.int32), node.attrs["window"], 0, jnp.add)
+
+
+_SUMS: dict[str, Callable[..., jax.Array]] = {"conv": _conv, "dot": _dot, "window_sum": _window_sum}
 
 
 def _signed(x: jax.Array, weight: jax.Array, axis: Any) -> tuple[jax.Array, jax.Array]:
@@ -127,16 +136,30 @@ def _grouped_product(part: jax.Array, tap: jax.Array, groups: int) -> jax.Array:
     return by_group.transpose(1, 0, 2).reshape(*outer, -1)
 
 
+def _windowed(
+    x: jax.Array, window: Mapping[str, Any], identity: int, combine: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """A windowed reduction as one elementwise combination of strided slices, a loop that XLA's CPU vectorizes, as it
+    does not its own reduce_window (3x3 on 64 x 8 x 8 x 32 bytes: 1.2 ms)."""
+    sizes, strides, dilation = window["window_dimensions"], window["window_strides"], window["window_dilation"]
+    config = [(lo, hi, d - 1) for (lo, hi), d in zip(window["padding"], window["base_dilation"], strict=True)]
+    x = lax.pad(x, np.array(identity, x.dtype), config)
+    return reduce(combine, (part for _, part in _slices(x, sizes, strides, dilation)))
+
+
 def _parts(node: Node, x: jax.Array, weight: jax.Array, value: int) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """Every tap's index in the kernel and the part of the input that it sees, of the output's spatial shape."""
-    kernel = weight.shape[:-2]
-    strides, dilation = node.attrs["strides"], node.attrs["rhs_dilation"]
-    x = _pad(node, x, value)
-    out = [
-        (size - (k - 1) * d - 1) // s + 1
-        for size, k, d, s in zip(x.shape[1:-1], kernel, dilation, strides, strict=True)
-    ]
-    for index in product(*map(range, kernel)):
+    strides, dilation = (1, *node.attrs["strides"], 1), (1, *node.attrs["rhs_dilation"], 1)
+    for index, part in _slices(_pad(node, x, value), (1, *weight.shape[:-2], 1), strides, dilation):
+        yield index[1:-1], part
+
+
+def _slices(
+    x: jax.Array, sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
+    """For every position within a window of those sizes, what it sees as the window moves over x."""
+    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape, sizes, dilation, strides, strict=True)]
+    for index in product(*map(range, sizes)):
         start = [i * d for i, d in zip(index, dilation, strict=True)]
         stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, out, strides, strict=True)]
-        yield index, lax.slice(x, (0, *start, 0), (x.shape[0], *stop, x.shape[-1]), (1, *strides, 1))
+        yield index, lax.slice(x, start, stop, strides)

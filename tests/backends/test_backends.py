@@ -77,11 +77,32 @@ def sum_of(node, x, weight):
     return accumulate(node, jnp.asarray(x), jnp.asarray(weight), jnp.int32)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(convs())
 def test_xla_convolutions(case):
     node, operands = case
     np.testing.assert_array_equal(jax.jit(xla.lower(node))(*operands), reference(node)(*operands))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"),
+    [((3, 3), (1, 1), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 2), (2, 1), (0, 1)), ((9, 9), (1, 1), (4, 4))],
+)
+def test_pools(dtype, window, strides, padding):
+    rng = np.random.default_rng(4)
+    x = rng.integers(*((-127, 128) if dtype == "int8" else (0, 256)), (2, 9, 8, 5)).astype(dtype)
+    attrs = {"window_dimensions": (1, *window, 1), "window_strides": (1, *strides, 1)}
+    attrs |= {"padding": ((0, 0), padding, padding, (0, 0)), "base_dilation": (1,) * 4, "window_dilation": (1,) * 4}
+    source = leaf(x, QType(dtype, 1.0))
+    node = Node("reduce_window_max", (source,), attrs, source.aval, qtype=source.qtype)
+    np.testing.assert_array_equal(jax.jit(xla.lower(node))(x), reference(node)(x))
+
+    shape = jax.eval_shape(reference(node), x).shape
+    vectors = [np.full(5, value, np.float32) for value in (0.11, 0.3, -127, 127)]
+    roles = dict(zip(("x", "multiplier", "bias", "lo", "hi"), map(leaf, (x, *vectors)), strict=True))
+    total = Node("window_sum", (), {"window": attrs}, Aval(shape, jnp.dtype("int8"))).with_operands(roles)
+    np.testing.assert_array_equal(jax.jit(xla.lower(total))(x, *vectors), reference(total)(x, *vectors))
 
 
 @pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
