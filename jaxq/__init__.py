@@ -1,11 +1,9 @@
 """jaxq quantizes JAX models: a Flax model and calibration batches in, the same function in int8 out."""
 
-__version__ = "0.1.0"
-
-
 from jaxq.api import QuantizedModel, load, quantize
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, JaxqError, PlanError, TraceError, UnsupportedError
+from jaxq.version import __version__
 
 __all__ = [
     "CalibrationError",
@@ -16,6 +14,7 @@ __all__ = [
     "QuantizedModel",
     "TraceError",
     "UnsupportedError",
+    "__version__",
     "load",
     "quantize",
 ]

@@ -20,7 +20,7 @@ from jaxq.graph.trace import trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function, is_nnx
 from jaxq.passes.place import place
-from jaxq.passes.scales import select
+from jaxq.passes.scales import method_of, select
 from jaxq.plan import artifact
 from jaxq.plan.plan import Plan
 from jaxq.report import Summary, rows
@@ -76,13 +76,13 @@ def quantize(
         raise UnsupportedError(f"the function has nothing to quantize: {_why_nothing(graph, placement.reasons)}")
 
     observed = {source for group in placement.scale_groups for source in group.sources}
-    automatic = any(config.method_of(group.name) == "auto" for group in placement.scale_groups)
+    automatic = any(method_of(group, config) == "auto" for group in placement.scale_groups)
     statistics = calibrate(graph, observed, stream, NUM_SAMPLES if automatic else 0)
     chosen = select(graph, placement, statistics.histograms, statistics.samples, config)
     thresholds = {name: threshold for name, (_, threshold) in chosen.items()}
-    int8 = verify(passes.quantize(graph, placement, thresholds), "int8")
+    int8 = verify(passes.quantize(graph, placement, thresholds), "quantized")
 
-    unmatched = config.unmatched(node.name for node in graph.nodes)
+    unmatched = config.unmatched(node.name for node in graph.nodes if not node.is_constant)
     for rule in unmatched:
         warnings.warn(
             f"LayerRule({rule.pattern!r}) matched no layer that is left after folding; summary() lists them",
@@ -170,6 +170,7 @@ class QuantizedModel:
 
         Raises:
           UnsupportedError: the function holds a primitive or a pytree type that a file cannot.
+          PlanError: the file cannot be written.
         """
         artifact.save(path, self.plan, self.params)
 

@@ -69,9 +69,10 @@ class QuantConfig:
         rule = self.rule(path)
         return rule is None or rule.quantize
 
-    def method_of(self, path: str) -> str:
+    def named_method(self, path: str) -> str | None:
+        """The method that a rule gives the value which the layer makes, if any."""
         rule = self.rule(path)
-        return rule.method if rule is not None and rule.method is not None else self.method
+        return None if rule is None else rule.method
 
     def unmatched(self, paths: Iterable[str]) -> tuple[LayerRule, ...]:
         """The rules that match none of the paths."""

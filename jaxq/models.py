@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+
 from jaxq.errors import TraceError, UnsupportedError
 
 
@@ -76,6 +78,11 @@ def _changed(path: str, variable: Any) -> str:
         f"{path!r} ({kind}) changes during the call; make it an argument and a result of a function of "
         "(params, *args) and quantize that"
     )
+
+
+def shown(tree: Any) -> str:
+    """The structure with its leaves as stars: (*, {'mask': *})."""
+    return str(jax.tree.unflatten(tree, ["*"] * tree.num_leaves)).replace("'*'", "*")
 
 
 def _describe(value: Any) -> str:

@@ -186,7 +186,7 @@ def test_calls():
         qmodel(images(4, 6), images(4, 6))
     with pytest.raises(jaxq.PlanError, match="params: '0/weight' is missing"):
         qmodel.apply({}, images(4, 6))
-    with pytest.raises(jaxq.PlanError, match=r"params: '0/weight' has shape \(1,\)"):
+    with pytest.raises(jaxq.PlanError, match=r"params: '0/weight' is float32\[1\], the plan takes int8\[5, 6\]"):
         qmodel.apply(qmodel.params | {"0/weight": np.zeros(1)}, images(4, 6))
     with pytest.raises(jaxq.PlanError, match="holds .* values, not numbers"):
         qmodel(np.array(["a"]))

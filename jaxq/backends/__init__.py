@@ -18,7 +18,8 @@ from jaxq.graph.node import Node
 
 
 def choose(node: Node) -> Callable[..., Any]:
-    """The node's function: Pallas on NVIDIA GPUs where it takes the node, XLA everywhere else."""
+    """The node's function: Pallas on NVIDIA GPUs where it takes the node, XLA everywhere else. (Which of them is
+    faster for a shape is for a measurement to say, not for this table.)"""
     default = xla.lower(node)
     if pallas.supports(node) is not None:
         return default

@@ -28,10 +28,8 @@ def supports(node: Node) -> str | None:
 
 def candidates(node: Node) -> tuple[pallas_kernels.Config, ...]:
     """The kernel's configs for the node's shapes, the heuristic default first."""
-    sizes = _sizes(node)
-    default = pallas_kernels.default_config(*sizes[:1], sizes[2], sizes[1])
-    others = pallas_kernels.candidates(sizes[0], sizes[2], sizes[1])
-    return (default, *(config for config in others if config != default))
+    rows, depth, columns = _sizes(node)
+    return pallas_kernels.candidates(rows, columns, depth)
 
 
 def lower(node: Node, tactic: pallas_kernels.Config | None = None) -> Callable[..., Any]:

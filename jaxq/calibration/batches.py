@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxq.errors import CalibrationError
+from jaxq.models import shown
 
 
 @dataclass
@@ -86,11 +87,6 @@ def _length(source: Any) -> int | None:
         return len(source)
     except TypeError:  # a generator, or a data loader of unknown length
         return None
-
-
-def shown(tree: Any) -> str:
-    """The structure with its leaves as stars: (*, {'mask': *})."""
-    return str(jax.tree.unflatten(tree, ["*"] * tree.num_leaves)).replace("'*'", "*")
 
 
 def _where(path: Any, index: int) -> str:

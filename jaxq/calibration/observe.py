@@ -20,7 +20,7 @@ from jaxq.calibration.batches import Batches
 from jaxq.calibration.histogram import Histogram
 from jaxq.errors import CalibrationError
 from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import Dim, Graph, Node
+from jaxq.graph.node import Graph, Node
 from jaxq.progress import Progress
 
 
@@ -30,8 +30,6 @@ class Statistics:
 
     histograms: Mapping[str, Histogram]
     samples: tuple[np.ndarray, ...]
-    num_batches: int
-    num_examples: int
 
 
 def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samples: int) -> Statistics:
@@ -52,7 +50,7 @@ def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samp
     step = jax.jit(lambda params, leaves: _batch_histograms(graph, names, params, leaves))
     stats = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(names)), histogram.empty())
     samples = _Samples(graph, num_samples)
-    num_batches = num_examples = 0
+    num_examples = 0
     with Progress("calibrating", batches.total) as progress:
         for index, args in batches:
             leaves = jax.tree.leaves(args)
@@ -61,12 +59,12 @@ def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samp
             _check_finite(graph, names, seen, nan_outputs, index)
             stats = _merge(stats, seen)
             samples.add(leaves)
-            num_batches, num_examples = num_batches + 1, num_examples + size
+            num_examples += size
             progress.advance(f"{num_examples} examples")
     if num_examples == 0:
         raise CalibrationError("batches: no batch held an example")
     by_name = {name: jax.tree.map(lambda leaf, i=i: leaf[i], stats) for i, name in enumerate(names)}
-    return Statistics(by_name, samples.leaves(), num_batches, num_examples)
+    return Statistics(by_name, samples.leaves())
 
 
 # Histograms are stacked on a leading axis, one for each observed value. The merge is compiled once, whatever the
@@ -79,7 +77,7 @@ def _batch_histograms(
 ) -> tuple[Histogram, list[jax.Array]]:
     """The forward pass of one batch: a histogram of every observed value, and for every output whether it holds NaN."""
     seen: dict[str, Histogram] = {}
-    bound = graph.bind(_leading(graph, leaves))
+    bound = graph.bind(leading_size(graph, leaves))
 
     def add(node: Node, value: Any) -> None:
         if node.name in names:
@@ -92,25 +90,21 @@ def _batch_histograms(
     return jax.tree.map(lambda *parts: jnp.stack(parts), *(seen[name] for name in names)), nan_outputs
 
 
-def follows_batch(node: Node) -> bool:
-    """True for a graph input whose leading axis is the batch."""
-    return bool(node.aval.shape) and isinstance(node.aval.shape[0], Dim)
-
-
-def _leading(graph: Graph, leaves: Sequence[Any]) -> int:
-    sizes = [leaf.shape[0] for node, leaf in zip(graph.inputs, leaves, strict=True) if follows_batch(node)]
+def leading_size(graph: Graph, leaves: Sequence[Any]) -> int:
+    """The batch size of argument leaves; 0 where no argument has a batch axis that may vary."""
+    sizes = [leaf.shape[0] for node, leaf in zip(graph.inputs, leaves, strict=True) if node.aval.leads_batch]
     return int(sizes[0]) if sizes else 0
 
 
 def _batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
     """The number of examples in the batch, whose leaves must fit the graph."""
-    batch = _leading(graph, leaves)
+    batch = leading_size(graph, leaves)
     for node, leaf in zip(graph.bind(batch).inputs, leaves, strict=True):
         if tuple(leaf.shape) != node.aval.shape:
             raise CalibrationError(
                 f"batch {index}, {node.name}: has shape {tuple(leaf.shape)} where the others make it {node.aval.shape}"
             )
-    return batch if any(map(follows_batch, graph.inputs)) else 1
+    return batch if any(node.aval.leads_batch for node in graph.inputs) else 1
 
 
 def _check_finite(
@@ -133,16 +127,14 @@ class _Samples:
     graph: Graph
     size: int
     kept: list[tuple[int, int, list[Any]]] = field(default_factory=list)
-    shared: list[Any] = field(default_factory=list)
     seen: set[int] = field(default_factory=set)
 
     def add(self, leaves: Sequence[Any]) -> None:
         if self.size == 0:
             return
         arrays = [np.asarray(leaf) for leaf in leaves]
-        self.shared = self.shared or arrays
-        follows = [follows_batch(node) for node in self.graph.inputs]
-        for i in range(_leading(self.graph, arrays) if any(follows) else 1):
+        follows = [node.aval.leads_batch for node in self.graph.inputs]
+        for i in range(leading_size(self.graph, arrays) if any(follows) else 1):
             rows = [array[i] if batched else array for array, batched in zip(arrays, follows, strict=True)]
             digest = hashlib.blake2b(digest_size=8)
             for row in rows:
@@ -152,8 +144,8 @@ class _Samples:
     def _keep(self, key: int, rows: list[Any]) -> None:
         if key in self.seen:
             return
-        limit = self.size if any(map(follows_batch, self.graph.inputs)) else 1
-        entry = (-key, len(self.seen), rows)
+        limit = self.size if any(node.aval.leads_batch for node in self.graph.inputs) else 1
+        entry = (-key, len(self.seen), [np.copy(row) for row in rows])  # a view would keep its whole batch alive
         if len(self.kept) < limit:
             self.seen.add(key)
             heapq.heappush(self.kept, entry)
@@ -167,6 +159,6 @@ class _Samples:
         if not examples:
             return ()
         return tuple(
-            np.stack([rows[i] for rows in examples]) if follows_batch(node) else examples[0][i]
+            np.stack([rows[i] for rows in examples]) if node.aval.leads_batch else examples[0][i]
             for i, node in enumerate(self.graph.inputs)
         )

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 
 from jaxq import numerics
-from jaxq.graph.node import Graph, Node
-from jaxq.graph.primitives import BY_NAME
+from jaxq.graph.node import WEIGHTED, Graph, Node
+from jaxq.graph.primitives import BY_NAME, precision_of
 
 Lower = Callable[[Node], Callable[..., Any]]
 
@@ -74,7 +74,7 @@ def _callable(value: Any) -> Any:
     return value
 
 
-def convolve(node: Node, x: jax.Array, weight: jax.Array, dtype: Any) -> jax.Array:
+def convolve(node: Node, x: jax.Array, weight: jax.Array, dtype: Any, precision: Any = None) -> jax.Array:
     """The convolution of node's geometry: x (N, spatial..., C), weight (spatial..., C / groups, O)."""
     rank = len(node.attrs["strides"])
     spatial = "DHW"[3 - rank :]
@@ -87,21 +87,24 @@ def convolve(node: Node, x: jax.Array, weight: jax.Array, dtype: Any) -> jax.Arr
         rhs_dilation=node.attrs["rhs_dilation"],
         dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
         feature_group_count=node.attrs["groups"],
+        precision=precision_of(precision),
         preferred_element_type=dtype,
     )
 
 
-def contract(x: jax.Array, weight: jax.Array, dtype: Any) -> jax.Array:
+def contract(x: jax.Array, weight: jax.Array, dtype: Any, precision: Any = None) -> jax.Array:
     """x (..., K) times weight (N, K) to (..., N)."""
-    return lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())), preferred_element_type=dtype)
+    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, weight, dimensions, precision=precision_of(precision), preferred_element_type=dtype)
 
 
 def accumulate(node: Node, x: jax.Array, weight: jax.Array | None, dtype: Any) -> jax.Array:
     """The sum of an accumulating op before its epilogue, in `dtype` (float32, or int32 for integer operands)."""
+    precision = node.attrs["precision"] if node.op in WEIGHTED and dtype == jnp.float32 else None
     if node.op == "conv":
-        return convolve(node, x.astype(dtype), weight.astype(dtype), dtype)  # type: ignore[union-attr]
+        return convolve(node, x.astype(dtype), weight.astype(dtype), dtype, precision)  # type: ignore[union-attr]
     if node.op == "dot":
-        return contract(x.astype(dtype), weight.astype(dtype), dtype)  # type: ignore[union-attr]
+        return contract(x.astype(dtype), weight.astype(dtype), dtype, precision)  # type: ignore[union-attr]
     if node.op == "sum":
         return lax.reduce_sum(x.astype(dtype), node.attrs["axes"])
     if node.op == "window_sum":

@@ -43,12 +43,22 @@ class Aval:
     shape: tuple[Any, ...]
     dtype: np.dtype
 
+    def __str__(self) -> str:
+        dims = ", ".join("batch" if dim == Dim(1, 0) else str(dim) for dim in self.shape)
+        return f"{self.dtype}[{dims}]"
+
     @property
     def is_float(self) -> bool:
         return self.dtype.name in ("float32", "bfloat16", "float16")
 
     @property
+    def leads_batch(self) -> bool:
+        """True where the leading axis is the batch."""
+        return bool(self.shape) and self.shape[0] == Dim(1, 0)
+
+    @property
     def follows_batch(self) -> bool:
+        """True where any axis follows the batch size."""
         return any(isinstance(dim, Dim) for dim in self.shape)
 
 

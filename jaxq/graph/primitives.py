@@ -54,17 +54,18 @@ def _row(primitive: Primitive, apply: Callable[..., Any], *names: str, name: str
     return Row(primitive, name or primitive.name, _keep(*names), apply)
 
 
-def _precision(value: Any) -> Any:
+def precision_of(value: Any) -> Any:
+    """The `lax.Precision` of both operands from its plain form, names or None."""
     return tuple(lax.Precision[name] for name in value) if isinstance(value, tuple) else value
 
 
 def _conv(x: jax.Array, w: jax.Array, *, dimension_numbers: Any, precision: Any, **attrs: Any) -> jax.Array:
     numbers = lax.ConvDimensionNumbers(*dimension_numbers)
-    return lax.conv_general_dilated(x, w, dimension_numbers=numbers, precision=_precision(precision), **attrs)
+    return lax.conv_general_dilated(x, w, dimension_numbers=numbers, precision=precision_of(precision), **attrs)
 
 
 def _dot(x: jax.Array, w: jax.Array, *, precision: Any, **attrs: Any) -> jax.Array:
-    return lax.dot_general(x, w, precision=_precision(precision), **attrs)
+    return lax.dot_general(x, w, precision=precision_of(precision), **attrs)
 
 
 def _fields(*fields: str) -> Callable[[Any], Data]:

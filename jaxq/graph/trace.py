@@ -1,4 +1,5 @@
-"""A function of parameters and arrays to a float `Graph`. The only file that reads jaxprs.
+"""A function of parameters and arrays to a float `Graph`. The only file that walks jaxprs; what the parameters of an
+equation mean stands in `primitives`.
 
 The function is traced at two batch sizes and the two graphs are laid over each other: where a dimension differs, it
 follows the batch and becomes a `Dim`, affine through the two sizes. A trace at a third size must then agree. Concrete
@@ -7,7 +8,7 @@ cannot be laid over each other, the batch is fixed and `Traced.fixed_because` sa
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,8 @@ def trace(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Traced
         assert template is not None
         check = _Overlay(CHECK, CHECK)
         check.graph(template.bind(CHECK), third)
+        if batch > 1:  # a batch of one is often written without its broadcasts: another trace of the same function
+            check.graph(template.bind(batch), graph)
         overlay.differences += check.differences
     if overlay.differences:
         return Traced(named(graph), in_tree, out_tree, overlay.differences[0])
@@ -227,21 +230,18 @@ class _Overlay:
         if [node.op for node in a.nodes] != [node.op for node in b.nodes]:
             self.differences.append("the function does other operations at other batch sizes")
             return None
-        twin = dict(zip(a.nodes, b.nodes, strict=True))
-        twin.update(zip(a.inputs, b.inputs, strict=True))
-        position = {node: i for i, node in enumerate(b.nodes)}
-        edges_a = {node: i for i, node in enumerate(a.nodes)}
+        twin = dict(zip((*a.inputs, *a.nodes), (*b.inputs, *b.nodes), strict=True))
         for node, other in twin.items():
-            if [edges_a[s] for s in node.inputs] != [position[s] for s in other.inputs]:
+            if [twin[source] for source in node.inputs] != list(other.inputs):
                 self.differences.append(f"{node.name}: reads other values at other batch sizes")
                 return None
-        merged = {
-            node: (
-                self.value(node.attrs, twin[node].attrs, node.name),
-                self.value(node.aval, twin[node].aval, node.name),
-            )
-            for node in twin
-        }
+        if [twin[node] for node in a.outputs] != list(b.outputs):
+            self.differences.append("the function returns other values at other batch sizes")
+            return None
+        merged = {}
+        for node, other in twin.items():
+            attrs = self.value(node.attrs, other.attrs, node.name)
+            merged[node] = attrs, self.value(node.aval, other.aval, node.name)
         new: dict[Node, Node] = {}
         for node in (*a.inputs, *a.nodes):
             if node not in new:
@@ -283,8 +283,18 @@ def _same_array(a: Any, b: Any) -> bool:
     return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")
 
 
-def _check_random(graph: Graph) -> None:
+def _all_nodes(graph: Graph) -> Iterator[Node]:
+    """The graph's nodes and those of the graphs inside them."""
     for node in graph.nodes:
+        yield node
+        for value in node.attrs.values():
+            for inner in value if isinstance(value, tuple) else (value,):
+                if isinstance(inner, Graph):
+                    yield from _all_nodes(inner)
+
+
+def _check_random(graph: Graph) -> None:
+    for node in _all_nodes(graph):
         if node.op == "opaque" and node.attrs["primitive"] in RANDOM:
             raise TraceError(
                 f"layer {node.scope or node.name!r} draws random numbers: dropout is on. Put the model in inference "
@@ -293,19 +303,20 @@ def _check_random(graph: Graph) -> None:
 
 
 def _check_mixing(graph: Graph) -> None:
-    """A reduction over the batch axis that flows back into batched values is a training-mode batch norm."""
+    """A sum over the batch axis that flows back into batched values is a training-mode batch norm. (Where it is only
+    compared, as in a branch on it, it does not flow.)"""
     reduced: dict[Node, Node] = {}  # a value to the reduction that it comes from
     for node in graph.nodes:
         over = next((reduced[source] for source in node.inputs if source in reduced), None)
-        if over is not None:
-            if isinstance(node.aval, Aval) and node.aval.follows_batch:
+        if over is not None and isinstance(node.aval, Aval) and node.aval.is_float:
+            if node.aval.follows_batch:
                 raise TraceError(
                     f"layer {over.scope or over.name!r} computes statistics over the batch and gives them back to its "
                     "examples, as a batch norm in training mode does. Put the model in inference mode: model.eval() "
                     "for NNX, use_running_average=True or train=False (static_kwargs) for Linen"
                 )
             reduced[node] = over
-        elif node.op.startswith("reduce_") and "axes" in node.attrs:
+        elif node.op == "reduce_sum":
             shape = node.inputs[0].aval.shape
             if any(isinstance(shape[axis], Dim) for axis in node.attrs["axes"]):
                 reduced[node] = node

@@ -13,7 +13,7 @@ _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
 
 def verify(graph: Graph, stage: str) -> Graph:
-    """The graph itself, if it is legal at the stage ("float" or "int8"); else a ValueError that names the node."""
+    """The graph itself, if it is legal at the stage ("float" or "quantized"); else a ValueError that names the node."""
     names: set[tuple[bool, str]] = set()
     for node in graph.nodes:
         for wrong, says in _CHECKS[stage]:
@@ -90,7 +90,7 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
         (_is_int8, "has an int8 epilogue in a float graph"),
         (lambda node: node.op in _BORDERS, "is a border in a float graph"),
     ),
-    "int8": (
+    "quantized": (
         *_ANY,
         (_bad_vector, "has an epilogue operand that is no float32 vector of its channels"),
         (_unscaled, "makes integers of unknown scale"),

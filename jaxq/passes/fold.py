@@ -186,6 +186,7 @@ def _conv(match: Match) -> Node | None:
         "lhs_dilation": node.attrs["lhs_dilation"],
         "rhs_dilation": node.attrs["rhs_dilation"],
         "groups": node.attrs["feature_group_count"],
+        "precision": node.attrs["precision"],
     }
     last = (out[0], *out[2:], out[1])  # where batch, space and channels stand in the output
     aval = Aval(tuple(node.aval.shape[axis] for axis in last), node.aval.dtype)
@@ -212,7 +213,7 @@ def _dot(match: Match) -> Node | None:
     x = _transpose(x, (*x_free, *x_axes), f"{node.name}/transpose_in")
     x = _reshape(x, (*rows, depth), f"{node.name}/reshape_in")
     aval = Aval((*rows, matrix.shape[0]), node.aval.dtype)
-    dot = node.replace(op="dot", attrs=dict(OPEN), aval=aval)
+    dot = node.replace(op="dot", attrs=OPEN | {"precision": node.attrs["precision"]}, aval=aval)
     dot = dot.with_operands({"x": x, "weight": _weight(node, matrix)})
     dot = _reshape(dot, (*rows, *columns), f"{node.name}/reshape_out")
     if not on_left:

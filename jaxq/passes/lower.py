@@ -122,8 +122,7 @@ class _Lowering:
             multiplier = multiplier * scale.value
         bias_node = node.get("bias")
         bias = np.zeros(channels) if bias_node is None else bias_node.value.astype(np.float64) / scale_out
-        lo = max(node.attrs["lo"] / scale_out, smallest)
-        hi = min(node.attrs["hi"] / scale_out, largest)
+        lo, hi = np.clip([node.attrs["lo"] / scale_out, node.attrs["hi"] / scale_out], smallest, largest)
 
         def vector(value: np.ndarray | float, role: str) -> Node:
             return constant(np.broadcast_to(np.asarray(value, np.float32), (channels,)).copy(), f"{node.name}/{role}")
@@ -151,6 +150,10 @@ class _Lowering:
         quantized, scale = numerics.quantize_weight(by_channel)
         stored = quantized if node.op == "conv" else np.ascontiguousarray(quantized.T)
         return constant(stored, f"{node.name}/weight").replace(qtype=QType("int8", scale)), scale
+
+
+# In the order in which an epilogue does them.
+EPILOGUE_WORDS = ("bias", "residual", "relu", "relu6", "clip", "requantize")
 
 
 def fused_words(node: Node) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 import numpy as np
 
 from jaxq.graph.node import WEIGHTED, Aval, Graph, Node, QType, constant
+from jaxq.passes.lower import EPILOGUE_WORDS
 
 _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
@@ -63,7 +64,7 @@ def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
     if head.qtype is not None:
         scales = [np.full(width, node.qtype.scale) for node, width in zip(family, widths, strict=True)]  # type: ignore[union-attr]
         qtype = QType(head.qtype.dtype, np.concatenate(scales))
-    words = tuple(dict.fromkeys(word for node in family for word in node.fused))
+    words = [word for word in EPILOGUE_WORDS if any(word in node.fused for node in family)]
     merged = head.with_operands(
         operands,
         name=name,

@@ -5,8 +5,8 @@
                 are at hand as integers and its result flows into an anchor
     the rest    float
 
-A layout op moves values and makes none, so its inputs and its result share one scale: a scale group. A group's
-threshold comes from the histograms of its sources, the values that no layout op made.
+An int8 layout op moves values and makes none, so its inputs and its result share one scale: a scale group. A group's
+threshold comes from the histograms of its sources, the values in it that no int8 layout op made.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ LAYOUT = frozenset(
 
 # Primitives whose result cannot be negative, whatever they are given.
 _NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "cosh", "erfc"})
-# Primitives whose result cannot be negative when no operand is.
+# Primitives whose float result cannot be negative when no operand is.
 _KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "max", "reduce_sum", "reduce_window_sum", "select_n", "min", "cumsum"}
 
 
@@ -38,7 +38,6 @@ class ScaleGroup:
     """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
     order names the group."""
 
-    members: tuple[Node, ...]
     sources: tuple[Node, ...]
     dtype: str
 
@@ -100,24 +99,13 @@ def data_inputs(node: Node) -> tuple[Node, ...]:
     return node.inputs[:1] if node.op == "pad" else node.inputs
 
 
-def sources(node: Node) -> tuple[Node, ...]:
-    """The values that layout ops made this one of."""
-    found: dict[Node, None] = {}
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        if top.op in LAYOUT:
-            stack.extend(reversed(data_inputs(top)))
-        else:
-            found[top] = None
-    return tuple(found)
-
-
 def _unknown(node: Node) -> str:
     if node.op == "dot_general":
         return "neither operand is a constant"
     if node.op == "conv_general_dilated":
         return "its kernel is not a constant"
+    if node.op == "add":
+        return "one side of the sum is broadcast, or a constant that is not one per channel"
     if node.op in ("scan", "while", "cond"):
         return f"the body of a {node.op} stays in float"
     if node.op == "opaque":
@@ -142,15 +130,28 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
         return f"rule {config.rule(node.name).pattern!r}"  # type: ignore[union-attr]
     if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):
         return "it pads with another value than zero"
-    limit = numerics.MAX_PRODUCTS["uint8"]
-    if node.op in WEIGHTED and (products := _products(node)) > limit:
-        return f"{products} products overflow an int32 accumulator (at most {limit})"
+    if node.op == "reduce_window_max" and _sees_padding_alone(node):
+        return "a window of it may lie in the padding alone"
+    limit = numerics.MAX_PRODUCTS["uint8"] * (1 if node.op in WEIGHTED else 127)  # 255 * 127 a term, or 255
+    if node.op in ACCUMULATING and (terms := _terms(node)) > limit:
+        return f"a sum of {terms} terms overflows an int32 accumulator (at most {limit})"
     return None
 
 
-def _products(node: Node) -> int:
-    shape = node.operand("weight").aval.shape
-    return prod(shape[:-1]) if node.op == "conv" else shape[1]
+def _sees_padding_alone(node: Node) -> bool:
+    return any(
+        max(pad) >= size for pad, size in zip(node.attrs["padding"], node.attrs["window_dimensions"], strict=True)
+    )
+
+
+def _terms(node: Node) -> int:
+    """How many products, or values, one accumulator sums."""
+    if node.op in WEIGHTED:
+        shape = node.operand("weight").aval.shape
+        return prod(shape[:-1]) if node.op == "conv" else shape[1]
+    if node.op == "sum":
+        return prod(node.operand("x").aval.shape[axis] for axis in node.attrs["axes"])
+    return prod(node.attrs["window"]["window_dimensions"]) if node.op == "window_sum" else 1
 
 
 def never_negative(graph: Graph) -> set[Node]:
@@ -170,13 +171,12 @@ def _is_never_negative(node: Node, known: set[Node]) -> bool:
         return False
     if node.aval.dtype.kind in "ub":
         return True
+    if not node.aval.is_float:
+        return False  # integers wrap
+    operands_are = bool(node.inputs) and all(source in known for source in node.inputs)
     if node.op in ACCUMULATING:
-        if node.attrs["lo"] >= 0:
-            return True
-        return node.op not in WEIGHTED and all(source in known for source in node.inputs)
-    return node.op in _NEVER_NEGATIVE or (
-        node.op in _KEEPS_SIGN and bool(node.inputs) and all(source in known for source in node.inputs)
-    )
+        return node.attrs["hi"] >= 0 and (node.attrs["lo"] >= 0 or (node.op not in WEIGHTED and operands_are))
+    return node.op in _NEVER_NEGATIVE or (node.op in _KEEPS_SIGN and operands_are)
 
 
 def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node, ScaleGroup]:
@@ -194,11 +194,12 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node,
     members: dict[Node, list[Node]] = {}
     for node in parent:
         members.setdefault(root(node), []).append(node)
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    order = {node: i for i, node in enumerate((*graph.inputs, *graph.nodes))}
     positive = never_negative(graph)
     groups: dict[Node, ScaleGroup] = {}
     for group in members.values():
-        made_of = sorted({source for node in group for source in sources(node)}, key=order.__getitem__)
-        dtype = "uint8" if all(source in positive for source in made_of) else "int8"
-        groups.update(dict.fromkeys(group, ScaleGroup(tuple(group), tuple(made_of), dtype)))
+        sources = [node for node in group if not (node in int8 and node.op in LAYOUT)]
+        sources.sort(key=order.__getitem__)
+        dtype = "uint8" if all(source in positive for source in sources) else "int8"
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype)))
     return groups

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.calibration.histogram import Histogram, merge
+from jaxq.calibration.observe import leading_size
 from jaxq.calibration.thresholds import threshold
 from jaxq.config import QuantConfig
 from jaxq.graph.evaluate import evaluate, reference
@@ -38,7 +39,7 @@ def select(
         return max(found, SMALLEST_THRESHOLD)
 
     groups = placement.scale_groups
-    methods = {group.name: config.method_of(group.name) for group in groups}
+    methods = {group.name: method_of(group, config) for group in groups}
     chosen = {g.name: (methods[g.name], of(g, methods[g.name])) for g in groups if methods[g.name] != "auto"}
     open_groups = [group for group in groups if methods[group.name] == "auto"]
     if not open_groups:
@@ -52,6 +53,12 @@ def select(
     return chosen
 
 
+def method_of(group: ScaleGroup, config: QuantConfig) -> str:
+    """The method of the first source, in program order, for which a rule names one; else the config's."""
+    named = (config.named_method(source.name) for source in group.sources)
+    return next((method for method in named if method is not None), config.method)
+
+
 def _error_function(
     graph: Graph, placement: Placement, groups: Sequence[ScaleGroup], samples: Sequence[np.ndarray]
 ) -> Callable[[Sequence[float]], np.ndarray]:
@@ -63,8 +70,7 @@ def _error_function(
     index = {group: i for i, group in enumerate(groups)}
     group_of = {node.name: placement.groups[node] for node in placement.groups}
     anchored = {group_of[node.operand("x").name] for node in placement.int8 if node.op in WEIGHTED}
-    batch = samples[0].shape[0] if samples and samples[0].ndim else 0
-    bound = graph.bind(batch)
+    bound = graph.bind(leading_size(graph, samples))
 
     def measure(params: Any, leaves: Any, thresholds: jax.Array) -> jax.Array:
         errors = [jnp.float32(0)] * len(groups)

@@ -96,7 +96,9 @@ def _header(path: Path, stated: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PlanError(f"{path}: the header is no plan: {error}") from error
     if schema != SCHEMA:
-        raise PlanError(f"{path}: has schema {schema}, this jaxq reads {SCHEMA}; install a newer jaxq")
+        raise PlanError(
+            f"{path}: has schema {schema}, this jaxq reads {SCHEMA}; install the jaxq that wrote it or a newer one"
+        )
     return header
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-import jaxq
 from jaxq.errors import UnsupportedError
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan.plan import Plan
 from jaxq.report import Row, Summary
+from jaxq.version import __version__
 
 Arrays = dict[str, np.ndarray]
 
@@ -25,7 +25,7 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
       UnsupportedError: the graph holds a primitive, or the signature a pytree type, that a file cannot.
     """
     return {
-        "jaxq": jaxq.__version__,
+        "jaxq": __version__,
         "jax": jax.__version__,
         "in_tree": _encode_tree(plan.in_tree, "arguments"),
         "out_tree": _encode_tree(plan.out_tree, "result"),
@@ -37,7 +37,7 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
 def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays]:
     """The plan and its parameters."""
     decoder = _Decoder(arrays)
-    graph = verify(decoder.graph(header["graph"]), "int8")
+    graph = verify(decoder.graph(header["graph"]), "quantized")
     data = decoder.value(header["summary"])
     summary = Summary(**(data | {"nodes": tuple(Row(**row) for row in data["nodes"])}))
     in_tree, out_tree = _decode_tree(header["in_tree"]), _decode_tree(header["out_tree"])

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq import backends
-from jaxq.calibration.batches import shown
 from jaxq.errors import JaxqError, PlanError
 from jaxq.graph.evaluate import Lower, evaluate
-from jaxq.graph.node import Dim, Graph, Node, bind
+from jaxq.graph.node import Aval, Dim, Graph, Node, bind
+from jaxq.models import shown
 from jaxq.report import Summary
 
 
@@ -47,7 +47,11 @@ class Plan:
     summary: Summary
 
     def __call__(self, params: Mapping[str, Any], *args: Any) -> Any:
-        """The function, compiled by `jax.jit` once for each batch size."""
+        """The function, compiled by `jax.jit` once for each batch size.
+
+        Raises:
+          PlanError: other parameters or arguments than the plan was made for.
+        """
         for leaf in jax.tree.leaves(args):
             _array("args", leaf)
         return self._compiled(params, args)
@@ -67,7 +71,9 @@ class Plan:
         params, leaves = _not_differentiable((dict(params), leaves))
         results = evaluate(self.graph.bind(batch), params, leaves, lower)
         if one_example:
-            results = [y[0] if _is_batched(node) else y for node, y in zip(self.graph.outputs, results, strict=True)]
+            results = [
+                y[0] if node.aval.leads_batch else y for node, y in zip(self.graph.outputs, results, strict=True)
+            ]
         return jax.tree.unflatten(self.out_tree, results)
 
     def _check_params(self, params: Mapping[str, Any]) -> None:
@@ -78,9 +84,10 @@ class Plan:
                 continue
             if node.name not in params:
                 raise PlanError(f"params: {node.name!r} is missing; the plan takes its own, qmodel.params")
-            shape = getattr(params[node.name], "shape", None)
-            if shape != node.aval.shape:
-                raise PlanError(f"params: {node.name!r} has shape {shape}, the plan takes {node.aval.shape}")
+            array = params[node.name]
+            given = Aval(getattr(array, "shape", ()), getattr(array, "dtype", np.dtype(object)))
+            if given != node.aval:
+                raise PlanError(f"params: {node.name!r} is {given}, the plan takes {node.aval}")
 
     def _leaves(self, args: tuple[Any, ...]) -> tuple[list[Any], Any, bool]:
         """The argument leaves, checked; the batch size; and whether the arguments are one example, which gets a batch
@@ -90,9 +97,9 @@ class Plan:
             raise PlanError(f"the arguments are {shown(tree)}, the plan takes {shown(self.in_tree)}")
         inputs = self.graph.inputs
         arrays = [_array(node.name, leaf) for node, leaf in zip(inputs, leaves, strict=True)]
-        batched = [_is_batched(node) for node in inputs]
+        batched = [node.aval.leads_batch for node in inputs]
         pairs = [(node, array) for node, array, follows in zip(inputs, arrays, batched, strict=True) if follows]
-        separable = all(_is_batched(node) or not node.aval.follows_batch for node in self.graph.outputs)
+        separable = all(node.aval.leads_batch or not node.aval.follows_batch for node in self.graph.outputs)
         one_example = separable and bool(pairs) and all(a.shape == node.aval.shape[1:] for node, a in pairs)
         if one_example:
             arrays = [a[None] if follows else a for a, follows in zip(arrays, batched, strict=True)]
@@ -110,11 +117,6 @@ class Plan:
         both_float = jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(taken, jnp.floating)
         if given != taken and not both_float and not np.can_cast(given, taken):
             raise PlanError(f"argument {node.name!r} has dtype {given}, the plan takes {taken}: convert it first")
-
-
-def _is_batched(node: Node) -> bool:
-    """True for a value whose leading axis is the batch."""
-    return bool(node.aval.shape) and node.aval.shape[0] == Dim(1, 0)
 
 
 def _array(name: str, leaf: Any) -> Any:

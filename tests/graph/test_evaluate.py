@@ -1,28 +1,73 @@
 """The oracle, and the float form of every int8 node beside it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxq.graph.evaluate import evaluate, fake_quantized
+from jaxq import numerics, passes
+from jaxq.config import QuantConfig
+from jaxq.graph.evaluate import evaluate, fake_quantized, reference
 from jaxq.graph.primitives import BY_NAME, TABLE
+from jaxq.graph.trace import trace
+from jaxq.passes.lower import lower
+from jaxq.passes.place import place
+
+
+def int8_values(small_cnn):
+    """The unmerged int8 graph, the float graph it was made of, and every value of the former."""
+    graph = passes.simplify(trace(small_cnn.model.apply, small_cnn.variables, (small_cnn.x,)).graph)
+    placement = place(graph, QuantConfig())
+    largest = dict.fromkeys((group.name for group in placement.scale_groups), 0.0)
+
+    def tap(node, value):
+        if (group := by_name.get(node.name)) is not None:
+            largest[group] = max(largest[group], float(jnp.max(jnp.abs(value))))
+
+    by_name = {node.name: group.name for node, group in placement.groups.items()}
+    bound = graph.bind(len(small_cnn.x))
+    tap(bound.inputs[0], small_cnn.x)
+    evaluate(bound, bound.params, [small_cnn.x], tap=tap)
+    int8 = lower(graph, placement, largest).bind(len(small_cnn.x))
+    values = {n: n.value for n in int8.nodes if n.is_constant} | {int8.inputs[0]: small_cnn.x}
+    evaluate(int8, int8.params, [small_cnn.x], tap=values.__setitem__)
+    return int8, {node.name: node for node in bound.nodes if "lo" in node.attrs}, values
 
 
 def test_fake_quantized_agrees_to_one_lsb_node_by_node(small_cnn):
-    """Each node is fed the int8 graph's own inputs: end to end the two drift apart."""
-    qmodel, x = small_cnn.qmodel, small_cnn.x
-    graph = qmodel.plan.graph.bind(x.shape[0])
-    values = dict(zip(graph.inputs, [x], strict=True))
-    values.update({n: qmodel.params[n.name] for n in graph.nodes if n.op == "param"})
-    values.update({n: n.value for n in graph.nodes if n.op == "const"})
-    evaluate(graph, qmodel.params, [x], tap=values.__setitem__)
+    """Each node is fed the int8 graph's own inputs: end to end the two drift apart. Beside the node's own float form
+    stands the float graph's node, whose scale, bias and bounds the int8 graph's must come from."""
+    int8, float_nodes, values = int8_values(small_cnn)
+
+    def real(node):
+        scale = 1.0 if node.qtype is None else np.asarray(node.qtype.scale, np.float32)
+        return jnp.asarray(values[node], jnp.float32) * scale
+
     checked = 0
-    for node in graph.nodes:
-        if "multiplier" in node.roles and node.op != "quantize" and node.qtype is not None:
-            real = np.asarray(fake_quantized(node)(*(jax.numpy.asarray(values[s]) for s in node.inputs)))
-            assert np.max(np.abs(real - np.asarray(values[node], np.float32))) <= 1.0, node
-            checked += 1
-    assert checked == 11
+    for node in int8.nodes:
+        if "multiplier" not in node.roles or node.op == "quantize":
+            continue
+        scale_out = 1.0 if node.qtype is None else node.qtype.scale
+        result = np.asarray(values[node], np.float32)
+        fake = fake_quantized(node)(*(jnp.asarray(values[s]) for s in node.inputs))
+        exact = float_nodes[node.name]
+        operands = [
+            real(node.operand(role)) if role in ("x", "residual") else exact.operand(role).value for role in exact.roles
+        ]
+        if "weight" in exact.roles:
+            weight = node.operand("weight")
+            scales = weight.qtype.scale if node.op == "conv" else weight.qtype.scale[:, None]
+            operands[exact.roles.index("weight")] = jnp.asarray(weight.value * scales, jnp.float32)
+        beside = np.asarray(reference(exact)(*operands)) / scale_out
+        if node.qtype is None:
+            np.testing.assert_allclose(result, fake, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(result, beside, rtol=1e-5, atol=1e-5)
+        else:
+            low, high = numerics.BOUNDS[node.qtype.dtype]
+            assert np.max(np.abs(fake - result)) <= 1.0, node
+            assert np.max(np.abs(np.clip(beside, low, high) - result)) <= 1.0, node
+        checked += 1
+    assert checked == 14
 
 
 def test_primitive_names_are_unique():
@@ -61,8 +106,6 @@ PRIMITIVES = {
 
 @pytest.mark.parametrize("name", PRIMITIVES)
 def test_primitives_are_rebound_by_name(name):
-    from jaxq.graph.trace import trace
-
     fun = PRIMITIVES[name]
     x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     traced = trace(lambda p, x: fun(x), {}, (x,))

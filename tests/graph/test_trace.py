@@ -137,5 +137,14 @@ def test_random_numbers_are_refused():
     def noisy(p, x):
         return x + jax.random.normal(jax.random.key(0), x.shape)
 
-    with pytest.raises(TraceError, match="draws random numbers"):
-        trace(noisy, {}, (X,))
+    def noisy_loop(p, x):
+        return lax.scan(lambda c, _: (noisy(p, c), None), x, None, length=2)[0]
+
+    for fun in (noisy, noisy_loop):
+        with pytest.raises(TraceError, match="draws random numbers"):
+            trace(fun, {}, (X,))
+
+
+def test_a_condition_over_the_batch_is_no_statistic():
+    traced = trace(lambda p, x: jnp.where(jnp.sum(x) > 1e9, 0.0, 1.0) * x, {}, (X,))
+    assert traced.fixed_because is None

@@ -119,3 +119,36 @@ def test_rules_keep_layers_in_float(small_cnn):
     placement = place(graph, QuantConfig(rules=(LayerRule("Residual_0"), LayerRule("Residual_", quantize=False))))
     kept = {node.name for node in graph.nodes if node.op == "conv" and node not in placement.int8}
     assert kept == {f"SmallCNN/Residual_1/ConvNorm_{i}/Conv_0" for i in range(3)}
+
+
+def test_values_that_a_float_layout_op_makes_have_scales_of_their_own():
+    params = {"a": images(6, 5), "b": images(5, 4), "b7": images(7, 4), "cls": images(1, 5), "pos": images(3, 5)}
+    x, tokens = images(8, 6), images(8, 2, 6)
+
+    def class_token(p, x):
+        start = jnp.broadcast_to(p["cls"], (x.shape[0], 1, 5))
+        x = jnp.concatenate([start, x @ p["a"]], 1)
+        return jax.nn.relu(x + jnp.broadcast_to(p["pos"], x.shape)) @ p["b"]
+
+    cases = [
+        (lambda p, x: jnp.pad(jax.nn.relu(x @ p["a"]), ((0, 0), (1, 1)), constant_values=-5.0) @ p["b7"], x),
+        (lambda p, x: (x[:, :5] * 100).astype(bool).astype(jnp.float32) @ p["b"], x),
+        (lambda p, x: (x[:, :5] * 100).astype(jnp.uint8).astype(jnp.int8).astype(jnp.float32) @ p["b"], np.abs(x)),
+        (lambda p, x: jnp.minimum(jax.nn.relu(x @ p["a"]), -1.0) @ p["b"], x),
+        (class_token, tokens),
+    ]
+    for method in ("auto", "amax"):
+        for fun, x in cases:
+            qmodel = jaxq.quantize(fun, params, [x], config=QuantConfig(method=method))
+            assert networks.decibels(fun(params, x), qmodel(x)) > 25
+
+
+def test_a_rule_on_any_branch_of_a_concat_names_the_method_of_its_scale():
+    def fun(params, x):
+        parts = [jax.nn.relu(x @ params["a"]), jax.nn.relu(x @ params["b"])]
+        return jnp.concatenate(parts, 1) @ params["c"]
+
+    params = {"a": images(6, 5), "b": images(6, 5, seed=1), "c": images(10, 4)}
+    for pattern in ("^a$", "^b$"):
+        config = QuantConfig(method="mse", rules=(LayerRule(pattern, method="amax"),))
+        assert jaxq.quantize(fun, params, [images(8, 6)], config=config).summary().methods == {"mse": 1, "amax": 1}

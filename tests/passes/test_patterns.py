@@ -153,9 +153,7 @@ def test_channels_first():
 
 def test_a_value_with_two_readers_is_not_absorbed():
     graph = simplified(*linen(lambda x: (lambda y: nn.relu(y) + jnp.tanh(y))(nn.Dense(6)(x))), X)
-    assert shown(graph) == ["dot: bias", "tanh", "affine: relu residual"] or shown(graph)[0] == "dot: bias"
-    (dot,) = [node for node in graph.nodes if node.op == "dot"]
-    assert fused_words(dot) == ("bias",)
+    assert shown(graph) == ["dot: bias", "affine: relu", "tanh", "affine: residual"]
 
 
 def test_the_passes_are_idempotent(small_cnn):

@@ -162,7 +162,7 @@ def edited(path, tmp_path, edit):
 
 def test_a_newer_file(saved, tmp_path):
     path = edited(saved[1], tmp_path, lambda header: header.update(schema=99))
-    rejected(path, "schema 99, this jaxq reads 1; install a newer jaxq")
+    rejected(path, "schema 99, this jaxq reads 1; install the jaxq that wrote it")
 
 
 @pytest.mark.parametrize(

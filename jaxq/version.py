@@ -1,0 +1,3 @@
+"""The version of jaxq, which every file it writes carries."""
+
+__version__ = "0.1.0"
