@@ -94,6 +94,11 @@ def _with_constant(
     return rule
 
 
+def _reciprocal(c: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):  # calibration reports what a division by zero makes
+        return 1.0 / c.astype(np.float64)
+
+
 def _constant_minus(match: Match) -> Node | None:
     """c - x = x * -1 + c."""
     c, x = match.node.inputs
@@ -318,7 +323,7 @@ RULES: tuple[Rule, ...] = (
     ("reduce_sum", _sum),
     ("reduce_window_sum", _window_sum),
     ("mul", _with_constant(lambda c: c, None)),
-    ("div", _with_constant(lambda c: 1.0 / c.astype(np.float64), None, swapped=False)),
+    ("div", _with_constant(_reciprocal, None, swapped=False)),
     ("add", _with_constant(None, lambda c: c)),
     ("sub", _with_constant(None, lambda c: -c, swapped=False)),
     ("sub", _constant_minus),
