@@ -45,57 +45,75 @@ def trace(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Traced
       fun: any JAX-traceable function.
       params: a pytree of arrays; it becomes constants of the graph, named by their paths.
       args: a tuple of pytrees of arrays or `jax.ShapeDtypeStruct`, one calibration batch. The batch axis is the
-        leading axis of every leaf whose leading size is that of the first array leaf.
+        leading axis of every leaf of one leading size: the first of their leading sizes that may vary.
 
     Raises:
       TraceError: the function raises under tracing, draws random numbers, or mixes the examples of a batch.
     """
     leaves, in_tree = jax.tree.flatten(args)
     shapes = [jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)) for leaf in leaves]
-    batch = next((shape.shape[0] for shape in shapes if shape.shape), None)
 
-    def at(size: int | None) -> tuple[Graph, Any]:
-        def resize(shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            if size is None or not shape.shape or shape.shape[0] != batch:
-                return shape
-            return jax.ShapeDtypeStruct((size, *shape.shape[1:]), shape.dtype)
-
-        return _trace_once(fun, params, jax.tree.unflatten(in_tree, [resize(shape) for shape in shapes]))
+    def resized(shape: jax.ShapeDtypeStruct, batch: int, size: int) -> jax.ShapeDtypeStruct:
+        leads = bool(shape.shape) and shape.shape[0] == batch
+        return jax.ShapeDtypeStruct((size, *shape.shape[1:]), shape.dtype) if leads else shape
 
     try:
-        graph, out_tree = at(None)
+        graph, out_tree = _trace_once(fun, params, jax.tree.unflatten(in_tree, shapes))
     except JaxqError:
         raise
     except Exception as error:
         taken = str(jax.tree.unflatten(in_tree, [f"{shape.dtype}{list(shape.shape)}" for shape in shapes]))
         given = f"a batch makes it fun(params, {taken[1:-1].rstrip(',')})".replace("'", "")
         advice = ADVICE.get(type(error).__name__, f"{given}; a tuple is the arguments, anything else the one argument")
-        raise TraceError(
-            f"tracing the function failed: {advice}. {type(error).__name__}: {first_line(error)}"
-        ) from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise TraceError(f"tracing the function failed: {advice}. {what}") from error
     _check_random(graph)
-    if batch is None:
-        return Traced(named(graph), in_tree, out_tree, "no argument has a batch axis")
+
+    reasons = []
+    for batch in _batch_sizes(shapes):
+
+        def at(size: int, batch: int = batch) -> Graph:
+            sized = [resized(shape, batch, size) for shape in shapes]
+            return _trace_once(fun, params, jax.tree.unflatten(in_tree, sized))[0]
+
+        followed = _follow(at, graph, batch)
+        if isinstance(followed, Graph):
+            return Traced(named(followed), in_tree, out_tree, None)
+        reasons.append(followed)
+    reason = reasons[0] if reasons else "no argument has a batch axis"
+    return Traced(named(graph), in_tree, out_tree, reason)
+
+
+def _batch_sizes(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[int]:
+    """What the batch size may be, likeliest first: the leading sizes of the arguments, the one of a shared argument (a
+    mask, say) that broadcasts last."""
+    sizes = dict.fromkeys(shape.shape[0] for shape in shapes if shape.shape)
+    return sorted(sizes, key=lambda size: size == 1)
+
+
+def _follow(at: Callable[[int], Graph], graph: Graph, batch: int) -> Graph | str:
+    """The graph whose dimensions follow the batch, or why it does not.
+
+    Args:
+      at: a batch size to the function's trace at that size.
+      graph: its trace at the size `batch`.
+    """
     try:
-        first, second, third = (at(size)[0] for size in (*SIZES, CHECK))
+        first, second, third = map(at, (*SIZES, CHECK))
     except Exception as error:  # whatever the model raises at another batch size, it holds for this one only
-        fixed_because = f"the function fails at other batch sizes: {type(error).__name__}: {first_line(error)}"
-        return Traced(named(graph), in_tree, out_tree, fixed_because)
+        return f"the function fails at other batch sizes: {type(error).__name__}: {first_line(error)}"
     overlay = _Overlay(*SIZES)
     template = overlay.graph(first, second)
-    if template is not None:
-        _check_mixing(template)
+    if template is None:
+        return overlay.differences[0]
+    _check_mixing(template)
     if not overlay.differences:
-        assert template is not None
         check = _Overlay(CHECK, CHECK)
         check.graph(template.bind(CHECK), third)
         if batch > 1:  # a batch of one is often written without its broadcasts: another trace of the same function
             check.graph(template.bind(batch), graph)
         overlay.differences += check.differences
-    if overlay.differences:
-        return Traced(named(graph), in_tree, out_tree, overlay.differences[0])
-    assert template is not None
-    return Traced(named(template), in_tree, out_tree, None)
+    return overlay.differences[0] if overlay.differences else template
 
 
 def first_line(error: BaseException) -> str:

@@ -148,3 +148,10 @@ def test_random_numbers_are_refused():
 def test_a_condition_over_the_batch_is_no_statistic():
     traced = trace(lambda p, x: jnp.where(jnp.sum(x) > 1e9, 0.0, 1.0) * x, {}, (X,))
     assert traced.fixed_because is None
+
+
+def test_the_batch_is_the_leading_size_that_may_vary():
+    mask, table, w = networks.images(1, 6), networks.images(3, 6), networks.images(6, 6)
+    traced = trace(lambda w, mask, x, table: x * mask + (table @ w)[0], w, (mask, X, table))
+    assert traced.fixed_because is None
+    assert [node.aval.shape[0] for node in traced.graph.inputs] == [1, BATCH, 3]
