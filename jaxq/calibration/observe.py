@@ -145,13 +145,13 @@ class _Samples:
         if key in self.seen:
             return
         limit = self.size if any(node.aval.leads_batch for node in self.graph.inputs) else 1
-        entry = (-key, len(self.seen), [np.copy(row) for row in rows])  # a view would keep its whole batch alive
-        if len(self.kept) < limit:
-            self.seen.add(key)
-            heapq.heappush(self.kept, entry)
-        elif -key > self.kept[0][0]:
-            self.seen.add(key)
-            heapq.heapreplace(self.kept, entry)
+        if len(self.kept) == limit and -key < self.kept[0][0]:
+            return
+        self.seen.add(key)
+        copies = [np.copy(row) for row in rows]  # a view would keep its whole batch alive
+        heapq.heappush(self.kept, (-key, len(self.seen), copies))
+        if len(self.kept) > limit:
+            heapq.heappop(self.kept)
 
     def leaves(self) -> tuple[np.ndarray, ...]:
         """The kept examples as one batch."""

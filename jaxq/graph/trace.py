@@ -126,8 +126,7 @@ def _trace_once(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> 
     constants = [constant(leaf, _path(path)) for path, leaf in paths]
     keyed = jax.tree_util.tree_flatten_with_path(args)[0]
     inputs = []
-    for (path, leaf), var in zip(keyed, closed.jaxpr.invars[len(constants) :], strict=True):
-        del leaf
+    for (path, _), var in zip(keyed, closed.jaxpr.invars[len(constants) :], strict=True):
         name = "input" if len(keyed) == 1 else f"input/{_path(path)}"
         inputs.append(Node("input", (), {}, _aval(var), name))
     outputs = _Interpreter().run(closed, [*constants, *inputs], scope="", label="")
@@ -177,7 +176,7 @@ class _Interpreter:
             op, attrs = row.name, {key: self._data(value, scope) for key, value in row.read(eqn).items()}
         avals = tuple(_aval(var) for var in eqn.outvars)
         name = _join(scope, label)
-        if not (eqn.primitive.multiple_results or op == "sort"):
+        if not eqn.primitive.multiple_results:
             return [Node(op, operands, attrs, avals[0], name, scope=scope)]
         node = Node(op, operands, attrs, avals, name, scope=scope)
         return [Node("item", (node,), {"index": i}, aval, name, scope=scope) for i, aval in enumerate(avals)]
@@ -218,7 +217,7 @@ def named(graph: Graph) -> Graph:
     def change(node: Node) -> Node:
         paths = [origin[source] for source in node.inputs if origin.get(source)]
         name = node.name
-        if node.op in ("conv_general_dilated", "dot_general") and paths and node.inputs:
+        if node.op in ("conv_general_dilated", "dot_general") and paths:
             name = node.scope or _layer(paths[-1])
         elif node.op == "const":
             return node
