@@ -7,7 +7,7 @@ import jaxq
 import pallas_kernels
 
 ORDER = (
-    ("errors", "numerics", "progress", "version"),
+    ("errors", "files", "numerics", "progress", "trees", "version"),
     ("config", "models"),
     ("graph",),
     ("calibration",),

@@ -13,6 +13,7 @@ from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan.plan import Plan
 from jaxq.report import Row, Summary
+from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
 
 Arrays = dict[str, np.ndarray]
@@ -27,8 +28,8 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
     return {
         "jaxq": __version__,
         "jax": jax.__version__,
-        "in_tree": _encode_tree(plan.in_tree, "arguments"),
-        "out_tree": _encode_tree(plan.out_tree, "result"),
+        "in_tree": encode_tree(plan.in_tree, "arguments"),
+        "out_tree": encode_tree(plan.out_tree, "result"),
         "graph": _Encoder(arrays).graph(plan.graph),
         "summary": _Encoder(arrays).value(_summary_data(plan.summary)),
     }
@@ -40,7 +41,7 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays
     graph = verify(decoder.graph(header["graph"]), "quantized")
     data = decoder.value(header["summary"])
     summary = Summary(**(data | {"nodes": tuple(Row(**row) for row in data["nodes"])}))
-    in_tree, out_tree = _decode_tree(header["in_tree"]), _decode_tree(header["out_tree"])
+    in_tree, out_tree = decode_tree(header["in_tree"]), decode_tree(header["out_tree"])
     if (in_tree.num_leaves, out_tree.num_leaves) != (len(graph.inputs), len(graph.outputs)):
         raise ValueError("the signature does not fit the graph")
     plan = Plan(graph, in_tree, out_tree, summary)
@@ -171,33 +172,3 @@ def _index(i: Any, nodes: list[Node]) -> int:
     if not isinstance(i, int) or not 0 <= i < len(nodes):
         raise ValueError(f"node {len(nodes)} reads node {i}, which does not come before it")
     return i
-
-
-def _encode_tree(tree: Any, what: str) -> Any:
-    """A pytree structure of tuples, lists, dicts and None, its leaves numbered."""
-
-    def encode(value: Any) -> Any:
-        if value is None or isinstance(value, int):
-            return value
-        if type(value) in (tuple, list):
-            return {"$tuple" if type(value) is tuple else "$list": [encode(item) for item in value]}
-        if isinstance(value, Mapping) and type(value).__name__ in ("dict", "FrozenDict"):
-            return {"$dict": [[key, encode(value[key])] for key in value]}
-        raise UnsupportedError(
-            f"the {what} hold a {type(value).__name__}; a file takes tuples, lists, dicts and arrays"
-        )
-
-    return encode(jax.tree.unflatten(tree, range(tree.num_leaves)))
-
-
-def _decode_tree(data: Any) -> Any:
-    def decode(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        ((kind, items),) = value.items()
-        if kind == "$dict":
-            return {key: decode(item) for key, item in items}
-        children = [decode(item) for item in items]
-        return tuple(children) if kind == "$tuple" else children
-
-    return jax.tree.structure(decode(data))

@@ -14,7 +14,7 @@ from jax import lax
 from networks import images, mlp, mlp_params
 
 import jaxq
-from jaxq.plan import artifact
+from jaxq import files
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +155,7 @@ def edited(path, tmp_path, edit):
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     edit(header)
     text = json.dumps(header)
-    metadata = {"jaxq": f"{artifact._digest(text.encode())}\n{text}"}
+    metadata = {"jaxq": f"{files._digest(text.encode())}\n{text}"}
     safetensors.numpy.save_file(arrays, tmp_path / "edited", metadata=metadata)
     return tmp_path / "edited"
 
