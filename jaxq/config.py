@@ -7,27 +7,42 @@ from dataclasses import dataclass
 from jaxq.errors import UnsupportedError
 
 METHODS = ("auto", "entropy", "mse", "percentile", "amax")
+WEIGHT_METHODS = ("amax", "mse")
+WEIGHT_SCALES = ("channel", "tensor")
 
 
-def _check_method(method: str, where: str) -> None:
-    if not isinstance(method, str) or method not in METHODS:
-        raise UnsupportedError(f"{where}: method={method!r} is not a calibration method; take one of {METHODS}")
+def check_method(method: str, where: str) -> None:
+    """Raises UnsupportedError, which says where it was given, unless `method` is one of `METHODS`."""
+    _check_one_of(METHODS, method, "method", where)
+
+
+def _check_one_of(known: tuple[str, ...], value: str, name: str, where: str) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise UnsupportedError(f"{where}: {name}={value!r} is not known; take one of {known}")
 
 
 @dataclass(frozen=True)
 class LayerRule:
     """What holds for the layers whose path `pattern` finds (`re.search` on the full path; the first match wins).
 
-    `quantize=False` keeps the layer in float. `method` chooses the threshold of the value that the layer produces.
+    `quantize=False` keeps the layer in float. `method` chooses the threshold of the value that the layer produces,
+    `weight_method` and `weight_scales` the scales of its weights, as in `QuantConfig`. None leaves it to the config.
     """
 
     pattern: str
     quantize: bool = True
     method: str | None = None
+    weight_method: str | None = None
+    weight_scales: str | None = None
 
     def __post_init__(self) -> None:
+        where = f"LayerRule({self.pattern!r})"
         if self.method is not None:
-            _check_method(self.method, f"LayerRule({self.pattern!r})")
+            check_method(self.method, where)
+        if self.weight_method is not None:
+            _check_one_of(WEIGHT_METHODS, self.weight_method, "weight_method", where)
+        if self.weight_scales is not None:
+            _check_one_of(WEIGHT_SCALES, self.weight_scales, "weight_scales", where)
         try:
             re.compile(self.pattern)
         except (re.error, TypeError) as error:
@@ -47,14 +62,20 @@ class QuantConfig:
         those of `jaxq.calibration.thresholds`.
       rules: exceptions by layer path; the first that matches a path holds.
       percentile: the percentage of values that lie within the threshold of method "percentile".
+      weight_method: "amax" clips no weight; "mse" clips those of each scale where that makes their squared error least.
+      weight_scales: "channel" gives every output channel a scale of its own, "tensor" one to all.
     """
 
     method: str = "auto"
     rules: tuple[LayerRule, ...] = ()
     percentile: float = 99.99
+    weight_method: str = "amax"
+    weight_scales: str = "channel"
 
     def __post_init__(self) -> None:
-        _check_method(self.method, "QuantConfig")
+        check_method(self.method, "QuantConfig")
+        _check_one_of(WEIGHT_METHODS, self.weight_method, "weight_method", "QuantConfig")
+        _check_one_of(WEIGHT_SCALES, self.weight_scales, "weight_scales", "QuantConfig")
         if not isinstance(self.rules, Iterable) or not all(isinstance(rule, LayerRule) for rule in self.rules):
             raise UnsupportedError(f"QuantConfig: rules takes a tuple of LayerRule objects, not {self.rules!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -73,6 +94,11 @@ class QuantConfig:
         """The method that a rule gives the value which the layer makes, if any."""
         rule = self.rule(path)
         return None if rule is None else rule.method
+
+    def for_weights(self, path: str) -> tuple[str, str]:
+        """(weight_method, weight_scales) of the layer."""
+        rule = self.rule(path) or LayerRule("")
+        return rule.weight_method or self.weight_method, rule.weight_scales or self.weight_scales
 
     def unmatched(self, paths: Iterable[str]) -> tuple[LayerRule, ...]:
         """The rules that match none of the paths."""

@@ -78,15 +78,40 @@ def epilogue(
     return _to_integer(y, dtype.name) if dtype.name in BOUNDS else y.astype(dtype)
 
 
-def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_weight(
+    weight: np.ndarray, *, method: str = "amax", per_channel: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
     """A float weight whose last axis is the output channel to (int8 weight, float64 scale per output channel).
 
-    scale[c] = max |w[..., c]| / 127 with a positive floor, so that a dead channel (folded batch norms leave some) has
-    a finite scale. Never clipped.
+    scale[c] = t / 127 with a positive floor, so that a dead channel (folded batch norms leave some) has a finite scale.
+    By "amax" t is the largest magnitude in the channel, and nothing is clipped; by "mse" it is the fraction of that,
+    0.30 to 1 by 0.02, which makes the squared error of the channel's weights least (ties go to the larger). Unless
+    `per_channel`, the channels share one t, that of all weights.
     """
-    amax = np.max(np.abs(weight), axis=tuple(range(weight.ndim - 1)), initial=0.0).astype(np.float64)
-    scale = np.maximum(amax, SMALLEST_AMAX) / largest_level("int8")
-    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+    columns = np.asarray(weight, np.float64).reshape(-1, weight.shape[-1])
+    if not per_channel:
+        columns = columns.reshape(-1, 1)
+    amax = np.max(np.abs(columns), axis=0, initial=0.0)
+    amax = np.maximum(amax, SMALLEST_AMAX)
+    threshold = amax if method == "amax" else amax * _best_fraction(columns, amax)
+    scale = np.broadcast_to(threshold / largest_level("int8"), weight.shape[-1:]).copy()
+    return _weight_levels(weight, scale).astype(np.int8), scale
+
+
+def _weight_levels(weight: np.ndarray, scale: np.ndarray | np.floating) -> np.ndarray:
+    return np.clip(np.rint(weight / scale), *BOUNDS["int8"])
+
+
+def _best_fraction(columns: np.ndarray, amax: np.ndarray) -> np.ndarray:
+    """For each column the fraction of `amax` at which clipping its weights and rounding them errs least."""
+    relative = (columns / amax).astype(np.float32)  # float32: it only chooses
+    best, least = np.ones(len(amax)), np.full(len(amax), np.inf)
+    for fraction in np.linspace(1.0, 0.3, 36):
+        scale = np.float32(fraction / largest_level("int8"))
+        error = _weight_levels(relative, scale) * scale - relative
+        summed = np.einsum("kc,kc->c", error, error)
+        best, least = np.where(summed < least, fraction, best), np.minimum(summed, least)
+    return best
 
 
 # Below this a weight contributes nothing to any float32 sum that a network forms, and its scale stays far above the

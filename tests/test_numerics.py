@@ -69,6 +69,37 @@ def test_dead_channels_have_a_positive_scale():
     assert q.tolist() == [[0, 0, 127]]
 
 
+def squared_error(w, q, scale):
+    return np.sum(np.square(q * scale - w), axis=0)
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**31), st.booleans())
+def test_weights_clipped_by_mse_err_no_more_than_unclipped_ones(rows, channels, seed, per_channel):
+    w = np.random.default_rng(seed).standard_t(2, size=(rows, channels)).astype(np.float32)
+    exact, clipped = (numerics.quantize_weight(w, method=m, per_channel=per_channel) for m in ("amax", "mse"))
+    errors = squared_error(w, *clipped), squared_error(w, *exact)
+    if not per_channel:
+        errors = tuple(map(np.sum, errors))
+    assert np.all(errors[0] <= errors[1] * (1 + 1e-5))
+    assert np.all(clipped[1] <= exact[1])
+
+
+def test_mse_clips_a_lone_outlier():
+    w = np.append(np.random.default_rng(0).normal(size=100_000), 8.0)[:, None]
+    _, amax = numerics.quantize_weight(w)
+    q, scale = numerics.quantize_weight(w, method="mse")
+    assert 0.3 * amax < scale < 0.9 * amax
+    assert q[-1] == 127
+
+
+def test_weights_of_one_scale_share_it():
+    w = np.random.default_rng(0).normal(size=(3, 3, 4, 5)).astype(np.float32)
+    q, scale = numerics.quantize_weight(w, per_channel=False)
+    assert scale.shape == (5,)
+    assert np.all(scale == np.float64(np.max(np.abs(w))) / 127)
+    assert np.max(np.abs(q)) == 127
+
+
 def test_accumulators_hold_the_stated_number_of_products():
     for dtype, largest in (("int8", 127), ("uint8", 255)):
         count = numerics.MAX_PRODUCTS[dtype]

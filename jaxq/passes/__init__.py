@@ -6,6 +6,7 @@ int8 graph      place -> lower -> merge         place decides, lower computes th
 
 from collections.abc import Mapping
 
+from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
 from jaxq.graph.rewrite import rewrite
 from jaxq.passes import fold, fuse
@@ -23,6 +24,6 @@ def simplify(graph: Graph) -> Graph:
     return name_parameters(rewrite(graph, fuse.RULES))
 
 
-def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float]) -> Graph:
+def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:
     """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name."""
-    return name_parameters(merge(lower(graph, placement, thresholds)))
+    return name_parameters(merge(lower(graph, placement, thresholds, config)))

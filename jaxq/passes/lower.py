@@ -13,19 +13,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxq import numerics
+from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node, QType, constant
 from jaxq.passes.place import LAYOUT, Placement
 
 
-def lower(graph: Graph, placement: Placement, thresholds: Mapping[str, float]) -> Graph:
+def lower(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:
     """The int8 graph.
 
     Args:
       graph: the folded and fused float graph.
       placement: of its nodes.
       thresholds: for every scale group's name the largest magnitude that its scale covers.
+      config: how weights are quantized.
     """
-    return _Lowering(placement, thresholds).run(graph)
+    return _Lowering(placement, thresholds, config).run(graph)
 
 
 @dataclass
@@ -34,6 +36,7 @@ class _Lowering:
 
     placement: Placement
     thresholds: Mapping[str, float]
+    config: QuantConfig
     floats: dict[Node, Node] = field(default_factory=dict)
     ints: dict[Node, Node] = field(default_factory=dict)
 
@@ -147,7 +150,8 @@ class _Lowering:
     def _weight(self, node: Node) -> tuple[Node, np.ndarray]:
         value = node.operand("weight").value
         by_channel = value if node.op == "conv" else value.T
-        quantized, scale = numerics.quantize_weight(by_channel)
+        method, scales = self.config.for_weights(node.name)
+        quantized, scale = numerics.quantize_weight(by_channel, method=method, per_channel=scales == "channel")
         stored = quantized if node.op == "conv" else np.ascontiguousarray(quantized.T)
         return constant(stored, f"{node.name}/weight").replace(qtype=QType("int8", scale)), scale
 

@@ -28,7 +28,7 @@ def int8_values(small_cnn):
     bound = graph.bind(len(small_cnn.x))
     tap(bound.inputs[0], small_cnn.x)
     evaluate(bound, bound.params, [small_cnn.x], tap=tap)
-    int8 = lower(graph, placement, largest).bind(len(small_cnn.x))
+    int8 = lower(graph, placement, largest, QuantConfig()).bind(len(small_cnn.x))
     values = {n: n.value for n in int8.nodes if n.is_constant} | {int8.inputs[0]: small_cnn.x}
     evaluate(int8, int8.params, [small_cnn.x], tap=values.__setitem__)
     return int8, {node.name: node for node in bound.nodes if "lo" in node.attrs}, values

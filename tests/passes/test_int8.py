@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
+import pytest
 from networks import images, variables
 
 import jaxq
@@ -28,7 +29,7 @@ def test_merging_changes_no_bit():
     x = images(3, 8, 8, 3)
     graph = simplified(networks.SmallCNN(), x)
     placement = place(graph, QuantConfig())
-    apart = lower(graph, placement, ones(placement))
+    apart = lower(graph, placement, ones(placement), QuantConfig())
     merged = merge(apart)
     convs = [[node for node in g.nodes if node.op == "conv"] for g in (apart, merged)]
     assert [len(c) for c in convs] == [12, 10]
@@ -152,3 +153,25 @@ def test_a_rule_on_any_branch_of_a_concat_names_the_method_of_its_scale():
     for pattern in ("^a$", "^b$"):
         config = QuantConfig(method="mse", rules=(LayerRule(pattern, method="amax"),))
         assert jaxq.quantize(fun, params, [images(8, 6)], config=config).summary().methods == {"mse": 1, "amax": 1}
+
+
+def test_rules_choose_how_weights_are_quantized():
+    params = {name: images(6, 6, seed=seed) for seed, name in enumerate("abc")}
+    rules = (LayerRule("^a$", weight_scales="tensor"), LayerRule("^b$", weight_method="mse"))
+    graph = passes.simplify(trace(lambda p, x: x @ p["a"] @ p["b"] @ p["c"], params, (images(8, 6),)).graph)
+    config = QuantConfig(rules=rules)
+    placement = place(graph, config)
+    int8 = lower(graph, placement, ones(placement), config)
+    scales = {node.name: node.operand("weight").qtype.scale for node in int8.nodes if node.op == "dot"}
+    largest = {name: np.abs(params[name]) for name in "abc"}
+    np.testing.assert_array_equal(scales["a"], np.full(6, np.float64(largest["a"].max()) / 127))
+    assert np.any(scales["b"] < largest["b"].max(axis=0) / 127)
+    np.testing.assert_array_equal(scales["c"], largest["c"].max(axis=0).astype(np.float64) / 127)
+
+
+@pytest.mark.parametrize("choice", [{"weight_method": "entropy"}, {"weight_scales": "row"}, {"weight_method": 3}])
+def test_unknown_choices_for_weights_are_named(choice):
+    ((name, value),) = choice.items()
+    for make in (QuantConfig, lambda **c: LayerRule("x", **c)):
+        with pytest.raises(jaxq.UnsupportedError, match=f"{name}={value!r} is not known; take one of"):
+            make(**choice)
