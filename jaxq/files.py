@@ -21,6 +21,12 @@ import safetensors.numpy
 
 from jaxq.errors import JaxqError
 
+# What safetensors reads back into numpy.
+_DTYPES = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("bfloat16", "float16", "float32", "float64", "complex64"),
+)
+
 
 @dataclass(frozen=True)
 class FileKind:
@@ -31,15 +37,28 @@ class FileKind:
     schema: int
     error: type[JaxqError]
 
-    def write(self, path: str | PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes beside the final place and moves the file there, so that a reader sees the old file or the new one."""
+    def pack(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+        """The file's bytes.
+
+        Raises:
+          `error`: an array of a dtype that a file cannot hold.
+        """
+        for name, array in arrays.items():
+            if array.dtype.name not in _DTYPES:
+                raise self.error(
+                    f"{self.noun}: array {name!r} is {array.dtype}, which a file cannot hold; bfloat16 it can"
+                )
         digests = {name: _digest(array.tobytes()) for name, array in sorted(arrays.items())}
         whole = {**header, "schema": self.schema, "sha256": digests}
         text = json.dumps(whole, separators=(",", ":"), allow_nan=False)
-        data = safetensors.numpy.save(
+        return safetensors.numpy.save(
             {name: np.asarray(array, order="C") for name, array in arrays.items()},
             metadata={self.key: f"{_digest(text.encode())}\n{text}"},
         )
+
+    def write(self, path: str | PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes beside the final place and moves the file there, so that a reader sees the old file or the new one."""
+        data = self.pack(header, arrays)
         try:
             _replace(Path(path), data)
         except OSError as error:
@@ -60,6 +79,8 @@ class FileKind:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except OSError as error:
             raise self.error(f"{path}: cannot be read: {error}") from error
+        except AttributeError as error:
+            raise self.error(f"{path}: holds an array of a dtype that numpy lacks: {error}") from error
         except safetensors.SafetensorError as error:
             raise self.error(f"{path}: is no jaxq {self.noun}, or is truncated or damaged: {error}") from error
         digests = header.get("sha256")
