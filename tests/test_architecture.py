@@ -1,13 +1,14 @@
 """Imports run one way: each package imports only those before it."""
 
 import ast
+import re
 from pathlib import Path
 
 import jaxq
 import pallas_kernels
 
 ORDER = (
-    ("errors", "files", "numerics", "progress", "trees", "version"),
+    ("errors", "files", "numerics", "trees", "version"),
     ("config", "models"),
     ("graph",),
     ("calibration",),
@@ -70,7 +71,7 @@ def test_rounding_lives_in_numerics():
     for path in ROOT.rglob("*.py"):
         if parts(path) not in (("numerics",), ("graph", "primitives")):
             text = path.read_text()
-            assert "round(" not in text and "rint(" not in text, path
+            assert not re.search(r"\b(round|rint)\(", text), path
 
 
 def test_files_stay_small():
