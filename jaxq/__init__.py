@@ -1,11 +1,13 @@
 """jaxq quantizes JAX models: a Flax model and calibration batches in, the same function in int8 out."""
 
-from jaxq.api import QuantizedModel, load, quantize
+from jaxq.api import QuantizedModel, calibrate, load, quantize
+from jaxq.calibration.result import Calibration
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, JaxqError, PlanError, TraceError, UnsupportedError
 from jaxq.version import __version__
 
 __all__ = [
+    "Calibration",
     "CalibrationError",
     "JaxqError",
     "LayerRule",
@@ -15,6 +17,7 @@ __all__ = [
     "TraceError",
     "UnsupportedError",
     "__version__",
+    "calibrate",
     "load",
     "quantize",
 ]

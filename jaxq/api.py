@@ -1,8 +1,10 @@
-"""quantize, load, QuantizedModel: composition only."""
+"""quantize, calibrate, load, QuantizedModel: composition only."""
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -11,22 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq import passes
-from jaxq.calibration.batches import Batches
-from jaxq.calibration.observe import calibrate
+from jaxq.calibration import distributed, session
+from jaxq.calibration.batches import Batches, Signature
+from jaxq.calibration.observe import Statistics
+from jaxq.calibration.report import report
+from jaxq.calibration.result import Calibration
+from jaxq.calibration.select import Errors, Tensor, candidates, select
 from jaxq.config import QuantConfig
-from jaxq.errors import CalibrationError, UnsupportedError
-from jaxq.graph.node import WEIGHTED
-from jaxq.graph.trace import trace
+from jaxq.errors import CalibrationError, TraceError, UnsupportedError
+from jaxq.graph.fingerprint import Fingerprint, fingerprint
+from jaxq.graph.node import WEIGHTED, Graph
+from jaxq.graph.trace import Traced, trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function, is_nnx
-from jaxq.passes.place import place
-from jaxq.passes.scales import method_of, select
+from jaxq.passes import scales
+from jaxq.passes.place import Placement, place
 from jaxq.plan import artifact
 from jaxq.plan.plan import Plan
 from jaxq.report import Summary, rows
 
 # Examples kept to measure the error that each candidate threshold makes.
-NUM_SAMPLES = 16
+NUM_SAMPLES = 32
 
 
 def quantize(
@@ -34,63 +41,215 @@ def quantize(
     variables: Any = None,
     batches: Any = None,
     *,
+    calibration: Calibration | None = None,
     config: QuantConfig | None = None,
     static_kwargs: Mapping[str, Any] | None = None,
+    allow_stale: bool = False,
 ) -> "QuantizedModel":
     """The same function in int8.
 
         quantize(linen_module, variables, batches)
         quantize(nnx_module, batches)
-        quantize(fun, params, batches)          any fun(params, *args)
+        quantize(fun, params, batches)              any fun(params, *args)
+        quantize(model, variables, calibration=c)   what `calibrate` returned serves for the batches
 
     Args:
       model: a Flax Linen module, a Flax NNX module (in inference mode), or a function of parameters and arrays.
       variables: the pytree of parameters; for an NNX module the batches stand here.
       batches: an iterable of calibration batches, read once. An item that is a tuple is the function's positional
         arguments, anything else its one argument; the leading axis is the batch, of any size.
+      calibration: of this model with these variables, instead of batches.
       config: methods and rules.
       static_kwargs: keyword arguments of every call, fixed, such as {"train": False}.
+      allow_stale: take the calibration although the model or the variables have changed since.
 
     Raises:
       TraceError: the function does not trace, or is in training mode.
-      CalibrationError: batches are missing, empty, malformed or not finite.
+      CalibrationError: batches are missing, empty, malformed or not finite, or the calibration is of another network.
       UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
     """
+    config = _checked(config)
+    variables, batches = _arguments(model, variables, batches)
+    if calibration is None:
+        stream = Batches(batches)
+        network = _network(model, variables, static_kwargs, stream.signature)
+        calibration = _calibrate(network, network.place(config), config, stream)
+    else:
+        if batches is not None:
+            raise CalibrationError("batches: takes no batches beside a calibration; hand in one of the two")
+        if not isinstance(calibration, Calibration):
+            raise CalibrationError(
+                f"calibration: takes what jaxq.calibrate returned, not a {type(calibration).__name__}"
+            )
+        try:
+            network = _network(model, variables, static_kwargs, calibration.signature)
+        except TraceError as error:
+            raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
+        calibration.check(network.fingerprint, allow_stale=allow_stale)
+    return _quantized(network, config, calibration)
+
+
+def calibrate(
+    model: Any,
+    variables: Any = None,
+    batches: Any = None,
+    *,
+    config: QuantConfig | None = None,
+    static_kwargs: Mapping[str, Any] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    until: str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Calibration:
+    """Observes the model's activations on the batches: one forward pass of each, in constant memory.
+
+    The result serves every method and all rules: `quantize(model, variables, calibration=c, config=...)`.
+
+    Args:
+      model, variables, batches, static_kwargs: as `quantize` takes them.
+      config: the error of every candidate threshold is measured where it says method "auto".
+      mesh: devices that share each batch. Where they are of several processes (`jax.distributed`), every process
+        hands in batches of its own, and each gets what all counted.
+      until: "settled" ends the pass as soon as twice as many examples hardly changed a threshold
+        (`Report.settled`); by the config's method, and by "mse" for "auto".
+      checkpoint: a file in which the pass keeps what it has counted, every half minute and when it stops for Ctrl-C or
+        an error. Given the same file again, it goes on there: batches already counted are recognised by their
+        digests. The file holds the few examples kept to measure errors, which `Calibration.save` leaves out. Of several
+        processes, each needs a file of its own.
+
+    Raises:
+      TraceError: the function does not trace, or is in training mode.
+      CalibrationError: batches are missing, empty, malformed or not finite, or the checkpoint is of another network.
+      UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
+    """
+    config = _checked(config)
+    if until not in (None, "settled"):
+        raise UnsupportedError(f"until: takes 'settled' or None, not {until!r}")
+    variables, batches = _arguments(model, variables, batches)
+    with distributed.together(mesh, f"{config}, until={until!r}"):
+        stream = Batches(batches)
+        network = _network(model, variables, static_kwargs, stream.signature)
+        placement = network.place(config)
+    return _calibrate(network, placement, config, stream, mesh, until, checkpoint)
+
+
+def _checked(config: QuantConfig | None) -> QuantConfig:
     config = QuantConfig() if config is None else config
     if not isinstance(config, QuantConfig):
         raise UnsupportedError(f"config: takes a QuantConfig, such as QuantConfig(method='entropy'), not {config!r}")
-    if is_nnx(model):
-        if variables is not None and batches is not None:
-            raise CalibrationError(
-                "batches: an NNX module brings its own state, so that its second argument is the batches: "
-                "quantize(model, batches)"
+    return config
+
+
+def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:
+    """The variables and the batches, which for an NNX module stand in the place of the variables."""
+    if not is_nnx(model):
+        return variables, batches
+    if variables is not None and batches is not None:
+        raise CalibrationError(
+            "batches: an NNX module brings its own state, so that its second argument is the batches: "
+            "quantize(model, batches)"
+        )
+    return None, variables if batches is None else batches
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A traced function, its simplified float graph, and its variables."""
+
+    traced: Traced
+    graph: Graph
+    variables: Any
+    signature: Signature
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        return fingerprint(self.traced.graph)
+
+    def place(self, config: QuantConfig) -> Placement:
+        placement = place(self.graph, config)
+        if not any(node.op in WEIGHTED for node in placement.int8):
+            raise UnsupportedError(
+                f"the function has nothing to quantize: {_why_nothing(self.graph, placement.reasons)}"
             )
-        variables, batches = None, variables if batches is None else batches
+        return placement
+
+
+def _network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None, signature: Signature) -> _Network:
     fun, params = as_function(model, variables, static_kwargs or {})
-    stream = Batches(batches)
     _check_variables(params)
-    traced = trace(fun, params, stream.example)
-    graph = verify(passes.simplify(traced.graph), "float")
-    placement = place(graph, config)
-    if not any(node.op in WEIGHTED for node in placement.int8):
-        raise UnsupportedError(f"the function has nothing to quantize: {_why_nothing(graph, placement.reasons)}")
+    traced = trace(fun, params, signature.args)
+    return _Network(traced, verify(passes.simplify(traced.graph), "float"), params, signature)
 
-    observed = {source for group in placement.scale_groups for source in group.sources}
-    automatic = any(method_of(group, config) == "auto" for group in placement.scale_groups)
-    statistics = calibrate(graph, observed, stream, NUM_SAMPLES if automatic else 0)
-    chosen = select(graph, placement, statistics.histograms, statistics.samples, config)
-    thresholds = {name: threshold for name, (_, threshold) in chosen.items()}
-    int8 = verify(passes.quantize(graph, placement, thresholds), "quantized")
 
-    unmatched = config.unmatched(node.name for node in graph.nodes if not node.is_constant)
+def _calibrate(
+    network: _Network,
+    placement: Placement,
+    config: QuantConfig,
+    stream: Batches,
+    mesh: jax.sharding.Mesh | None = None,
+    until: str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Calibration:
+    methods = scales.methods(placement, config)
+    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
+
+    def settled(statistics: Statistics) -> bool:
+        by = {tensor: "mse" if method == "auto" else method for tensor, method in methods.items()}
+        chosen = select(by, statistics.histograms, {}, config.percentile)
+        return report(statistics, chosen, config.percentile).settled
+
+    statistics = session.calibrate(
+        network.graph,
+        scales.observed(place(network.graph, QuantConfig())),  # what any rules may need
+        stream,
+        NUM_SAMPLES if automatic else 0,
+        network.fingerprint,
+        mesh=mesh,
+        settled=settled if until == "settled" else None,
+        checkpoint=checkpoint,
+    )
+    calibration = Calibration(network.fingerprint, stream.signature, tuple(methods), statistics, {})
+    return replace(calibration, errors=_errors(network, placement, automatic, calibration, config.percentile))
+
+
+def _errors(
+    network: _Network, placement: Placement, tensors: Sequence[Tensor], calibration: Calibration, percentile: float
+) -> Errors:
+    """The errors of the tensors' candidates: as the calibration holds them, measured where it holds the samples."""
+    stored, samples = calibration.errors, calibration.statistics.samples
+    if not samples:
+        return stored
+    histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
+    known = scales.measured_sums(placement, stored)
+    if all(
+        tensor in calibration.tensors
+        and all(t in known.get(tensor.name, {}) for t in candidates(tensor, histograms, percentile).values())
+        for tensor in tensors
+    ):
+        return stored
+    measured = scales.measure_errors(network.graph, placement, tensors, histograms, samples, percentile)
+    return {**stored, **measured}
+
+
+def _quantized(network: _Network, config: QuantConfig, calibration: Calibration) -> "QuantizedModel":
+    placement = network.place(config)
+    methods = scales.methods(placement, config)
+    histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
+    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
+    errors = _errors(network, placement, automatic, calibration, config.percentile)
+    chosen = select(methods, histograms, scales.measured_sums(placement, errors), config.percentile)
+    thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
+    int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
+
+    unmatched = config.unmatched(node.name for node in network.graph.nodes if not node.is_constant)
     for rule in unmatched:
         warnings.warn(
             f"LayerRule({rule.pattern!r}) matched no layer that is left after folding; summary() lists them",
-            stacklevel=2,
+            stacklevel=3,
         )
+    traced = network.traced
     summary = Summary(
         nodes=rows(int8),
-        float_bytes=_size(jax.tree.leaves(params)),
+        float_bytes=_size(jax.tree.leaves(network.variables)),
         int8_bytes=_size(int8.params.values()),
         fixed_because=traced.fixed_because,
         methods=dict(Counter(method for method, _ in chosen.values()).most_common()),

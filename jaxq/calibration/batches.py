@@ -11,6 +11,19 @@ from jaxq.errors import CalibrationError
 from jaxq.models import shown
 
 
+@dataclass(frozen=True)
+class Signature:
+    """The arguments of one batch: their pytree structure, and the shape and dtype of every leaf."""
+
+    tree: Any
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The arguments, with `jax.ShapeDtypeStruct` for arrays."""
+        return jax.tree.unflatten(self.tree, self.leaves)
+
+
 @dataclass
 class Batches:
     """Items of positional arguments. `example` is the first; iterating gives every item, that one included, once.
@@ -19,7 +32,7 @@ class Batches:
 
     Raises:
       CalibrationError: `source` is no iterable of batches, or is empty, or an item differs from the first in structure,
-        in dtype or in any size but that of its batch axis, or holds NaN or Inf.
+        in dtype or in any size but that of its batch axis, or holds NaN or Inf or what float32 does not.
     """
 
     source: Any
@@ -45,6 +58,14 @@ class Batches:
             raise CalibrationError("batches: the iterator is empty; a generator that was read before is") from None
         self.example = self._item(first, 0)
 
+    @property
+    def signature(self) -> Signature:
+        """That of the first batch."""
+        leaves, tree = jax.tree.flatten(self.example)
+        dtypes = [jax.dtypes.canonicalize_dtype(leaf.dtype) for leaf in leaves]
+        shapes = [jax.ShapeDtypeStruct(leaf.shape, dtype) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+        return Signature(tree, tuple(shapes))
+
     def __iter__(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
         """(index, arguments) of every batch."""
         yield 0, self.example
@@ -61,9 +82,11 @@ class Batches:
             if not (jax.numpy.issubdtype(array.dtype, np.number) or array.dtype == bool):
                 raise CalibrationError(f"{where}: holds {array.dtype} values, not an array of numbers")
             if jax.numpy.issubdtype(array.dtype, np.floating):
-                bad = int(array.size - np.count_nonzero(np.isfinite(array.astype(np.float32))))
+                with np.errstate(over="ignore"):  # float64 beyond float32 becomes Inf
+                    finite = np.isfinite(array.astype(np.float32))
+                bad = int(array.size - np.count_nonzero(finite))
                 if bad:
-                    raise CalibrationError(f"{where}: {bad} of its {array.size} values are NaN or Inf")
+                    raise CalibrationError(f"{where}: {bad} of its {array.size} values are NaN or Inf in float32")
         return jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), args)
 
     def _compare(self, args: tuple[Any, ...], index: int) -> None:

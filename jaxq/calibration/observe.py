@@ -1,38 +1,76 @@
 """One pass over the calibration batches: a histogram of every value that may become integers, and a few samples.
 
-The float graph runs under `jit` with the histograms inside it, so no two activations need be alive for the observer's
-sake. The samples kept are those with the smallest content hash: which ones they are depends on the data alone, not on
-its order.
+The float graph runs under `jit` with the histograms inside it, so that no two activations need be alive for the
+observer's sake. What was counted is exact and can be kept: a calibration that stops goes on where it stopped, the
+batches that it has counted recognised by their digests.
 """
 
 import hashlib
-import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
 
 from jaxq.calibration import histogram
 from jaxq.calibration.batches import Batches
 from jaxq.calibration.histogram import Histogram
+from jaxq.calibration.samples import Samples
+from jaxq.calibration.step import Observed, Steps, batch_size, first_nonfinite
 from jaxq.errors import CalibrationError
-from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
-from jaxq.progress import Progress
+
+SECONDS_BETWEEN_CHECKPOINTS = 30.0
+MAX_SNAPSHOTS = 6
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The histograms by value name, their leaves numpy arrays, after `num_examples`."""
+
+    num_examples: int
+    histograms: Mapping[str, Histogram]
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What calibration saw: a histogram for each observed value, by name, and sample arguments (leaves)."""
+    """What calibration saw.
 
-    histograms: Mapping[str, Histogram]
+    Attributes:
+      snapshots: the histograms as they grew, the last one those of all examples.
+      digests: of the batches counted, in their order.
+      samples: kept examples as leaves of one batch; () where none were kept.
+    """
+
+    snapshots: tuple[Snapshot, ...]
+    digests: tuple[str, ...]
     samples: tuple[np.ndarray, ...]
 
+    @property
+    def num_examples(self) -> int:
+        return self.snapshots[-1].num_examples
 
-def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samples: int) -> Statistics:
+    @property
+    def histograms(self) -> Mapping[str, Histogram]:
+        return self.snapshots[-1].histograms
+
+
+def observe_all(
+    graph: Graph,
+    observed: Iterable[Node],
+    batches: Batches,
+    num_samples: int,
+    *,
+    mesh: Mesh | None = None,
+    start: Statistics | None = None,
+    keep: Callable[[Statistics], None] | None = None,
+    settled: Callable[[Statistics], bool] | None = None,
+) -> Statistics:
     """Runs the float graph over all batches.
 
     Args:
@@ -40,125 +78,182 @@ def calibrate(graph: Graph, observed: Iterable[Node], batches: Batches, num_samp
       observed: the nodes whose values are observed.
       batches: the calibration data, read once.
       num_samples: how many examples to keep.
+      mesh: devices that share each batch; see `Steps`.
+      start: what was counted before, with the samples; a batch among its digests is not counted again, but
+        offers its examples to the samples, which `start` may lack.
+      keep: called with the statistics so far every half minute and before an error or Ctrl-C passes on.
+      settled: called with the statistics whenever a snapshot is taken, `start` among them; True ends the pass,
+        once the samples are there that `start` lacks.
 
     Raises:
       CalibrationError: a batch that the graph does not take, a layer that makes NaN or Inf, or no example at all.
     """
-    observed = set(observed)
-    names = tuple(node.name for node in graph.nodes if node in observed)
-    params = graph.params
-    step = jax.jit(lambda params, leaves: _batch_histograms(graph, names, params, leaves))
-    stats = jax.tree.map(lambda leaf: jnp.stack([leaf] * len(names)), histogram.empty())
-    samples = _Samples(graph, num_samples)
-    num_examples = 0
-    with Progress("calibrating", batches.total) as progress:
-        for index, args in batches:
-            leaves = jax.tree.leaves(args)
-            size = _batch_size(graph, leaves, index)
-            seen, nan_outputs = step(params, leaves)
-            _check_finite(graph, names, seen, nan_outputs, index)
-            stats = _merge(stats, seen)
-            samples.add(leaves)
-            num_examples += size
-            progress.advance(f"{num_examples} examples")
-    if num_examples == 0:
+    counting = _Counting(graph, observed, num_samples, mesh, start)
+    had_settled = counting.ends_here(settled)
+    if had_settled and not counting.lacks_samples:
+        return counting.statistics()
+    try:
+        # On stderr, and silent where that is no terminal.
+        with tqdm(total=batches.total, desc="calibrating", unit="batch", disable=None) as progress:
+            last_kept = time.monotonic()
+            for index, args in batches:
+                is_new = counting.add(index, [np.asarray(leaf) for leaf in jax.tree.leaves(args)])
+                progress.set_postfix_str(f"{counting.total.num_examples} examples", refresh=False)
+                progress.update()
+                if not is_new:
+                    if had_settled and not counting.lacks_samples:
+                        break
+                    continue
+                if keep is not None and time.monotonic() - last_kept > SECONDS_BETWEEN_CHECKPOINTS:
+                    keep(counting.statistics())
+                    last_kept = time.monotonic()
+                if counting.ends_here(settled):
+                    break
+    except BaseException:
+        if keep is not None and counting.total.num_examples:
+            keep(counting.statistics())
+        raise
+    if counting.total.num_examples == 0:
         raise CalibrationError("batches: no batch held an example")
-    by_name = {name: jax.tree.map(lambda leaf, i=i: leaf[i], stats) for i, name in enumerate(names)}
-    return Statistics(by_name, samples.leaves())
+    return counting.statistics()
 
 
-# Histograms are stacked on a leading axis, one for each observed value. The merge is compiled once, whatever the
-# network's batch sizes, and apart from the forward pass.
+def merged(graph: Graph, num_samples: int, parts: Sequence[Statistics]) -> Statistics:
+    """What one pass over the batches of all parts would have counted. Of their snapshots, the last of each part are
+    summed, the ones before, and so on, for as many as each part has."""
+    samples = Samples(graph, num_samples)
+    for part in parts:
+        if part.samples:
+            samples.add(part.samples)
+    depth = min(len(part.snapshots) for part in parts)
+    shots = zip(*(part.snapshots[-depth:] for part in parts), strict=True)
+    digests = tuple(digest for part in parts for digest in part.digests)
+    return Statistics(tuple(map(_sum, shots)), digests, samples.leaves())
+
+
+def _sum(shots: Sequence[Snapshot]) -> Snapshot:
+    names = tuple(shots[0].histograms)
+    stacked = [_stacked([shot.histograms[name] for name in names]) for shot in shots]
+    return Snapshot(sum(shot.num_examples for shot in shots), _by_name(names, reduce(_merge, stacked)))
+
+
+@dataclass(frozen=True)
+class _Total:
+    """What was counted, replaced as one so that an interrupt leaves the old total or the new one. Histograms are
+    stacked on a leading axis, one for each observed value."""
+
+    histograms: Histogram
+    num_examples: int
+    num_batches: int
+
+
+class _Counting:
+    """The running total, and how a batch is added to it."""
+
+    def __init__(
+        self, graph: Graph, observed: Iterable[Node], num_samples: int, mesh: Mesh | None, start: Statistics | None
+    ) -> None:
+        wanted = set(observed)
+        self.graph = graph
+        self.names = tuple(node.name for node in dict.fromkeys((*graph.inputs, *graph.nodes)) if node in wanted)
+        self.steps = Steps(graph, self.names, mesh)
+        self.samples = Samples(graph, num_samples)
+        self.digests: list[str] = []
+        self.earlier: tuple[Snapshot, ...] = ()
+        self.total = _Total(_stacked([histogram.empty()] * len(self.names)), 0, 0)
+        if start is not None:
+            self._resume(start)
+        self.counted_before = Counter(self.digests)
+        self.has_samples = num_samples == 0 or start is None or bool(start.samples)
+
+    def _resume(self, start: Statistics) -> None:
+        self.digests = list(start.digests)
+        self.earlier = start.snapshots if _is_snapshot(len(self.digests)) else start.snapshots[:-1]
+        if start.samples:
+            self.samples.add(start.samples)
+        histograms = _stacked([start.histograms[name] for name in self.names])
+        self.total = _Total(histograms, start.num_examples, len(self.digests))
+
+    def add(self, index: int, leaves: Sequence[np.ndarray]) -> bool:
+        """Counts one batch; False where there is nothing new: no example, or a batch counted before this run, whose
+        examples may be kept all the same."""
+        size = batch_size(self.graph, leaves, index)
+        if size == 0:
+            return False
+        digest = _digest(leaves)
+        if self.counted_before[digest]:
+            self.counted_before[digest] -= 1
+            self.samples.add(leaves)
+            return False
+        seen = self.steps(leaves)
+        self.samples.add(leaves)  # while the devices work
+        self._check_finite(index, leaves, seen)
+        histograms = self.total.histograms
+        for part in seen:
+            histograms = _merge(histograms, part.histograms)
+        self.digests.append(digest)
+        self.total = _Total(histograms, self.total.num_examples + size, self.total.num_batches + 1)
+        if self.at_snapshot:
+            self.earlier = (*self.earlier, self._snapshot())[-MAX_SNAPSHOTS:]
+        return True
+
+    @property
+    def lacks_samples(self) -> bool:
+        """Whether batches counted before this run, by a pass that kept no samples, have yet to come again."""
+        return not self.has_samples and self.counted_before.total() > 0
+
+    @property
+    def at_snapshot(self) -> bool:
+        return _is_snapshot(self.total.num_batches)
+
+    def ends_here(self, settled: Callable[[Statistics], bool] | None) -> bool:
+        return settled is not None and self.at_snapshot and settled(self.statistics())
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self.total.num_examples, _by_name(self.names, self.total.histograms))
+
+    def statistics(self) -> Statistics:
+        now = self._snapshot()
+        earlier = tuple(shot for shot in self.earlier if shot.num_examples < now.num_examples)
+        digests = tuple(self.digests[: self.total.num_batches])
+        return Statistics((*earlier, now), digests, self.samples.leaves())
+
+    def _check_finite(self, index: int, leaves: Sequence[np.ndarray], seen: Sequence[Observed]) -> None:
+        for part in seen:
+            bad = ~part.histograms.is_finite
+            broken = [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
+            broken += [node.name for node, is_nan in zip(self.graph.outputs, part.nan_outputs, strict=True) if is_nan]
+            if broken:
+                layer, what = first_nonfinite(self.graph, leaves, broken[0])
+                raise CalibrationError(
+                    f"batch {index}: layer {layer!r} makes {what}; the batch itself holds neither NaN nor Inf. Check "
+                    "the layer's variables, or take the batch out"
+                )
+
+
+# Compiled once, whatever the network's batch sizes, and apart from the forward pass.
 _merge = jax.jit(jax.vmap(histogram.merge))
 
 
-def _batch_histograms(
-    graph: Graph, names: Sequence[str], params: Any, leaves: Sequence[Any]
-) -> tuple[Histogram, list[jax.Array]]:
-    """The forward pass of one batch: a histogram of every observed value, and for every output whether it holds NaN."""
-    seen: dict[str, Histogram] = {}
-    bound = graph.bind(leading_size(graph, leaves))
-
-    def add(node: Node, value: Any) -> None:
-        if node.name in names:
-            seen[node.name] = histogram.from_samples(value)
-
-    for node, leaf in zip(bound.inputs, leaves, strict=True):
-        add(node, leaf)
-    outputs = evaluate(bound, params, leaves, tap=add)
-    nan_outputs = [jnp.any(y != y) for y in outputs]
-    return jax.tree.map(lambda *parts: jnp.stack(parts), *(seen[name] for name in names)), nan_outputs
+def _is_snapshot(num_batches: int) -> bool:
+    """After 1, 2, 3, 4, 6, 8, 12, 16, ... batches: 2^k and 3 2^k."""
+    power = num_batches & -num_batches
+    return num_batches // max(power, 1) in (1, 3)
 
 
-def leading_size(graph: Graph, leaves: Sequence[Any]) -> int:
-    """The batch size of argument leaves; 0 where no argument has a batch axis that may vary."""
-    sizes = [leaf.shape[0] for node, leaf in zip(graph.inputs, leaves, strict=True) if node.aval.leads_batch]
-    return int(sizes[0]) if sizes else 0
+def _digest(leaves: Sequence[np.ndarray]) -> str:
+    """128 bits of what a batch holds, in hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in leaves:
+        digest.update(f"{leaf.dtype}{leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
-def _batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
-    """The number of examples in the batch, whose leaves must fit the graph."""
-    batch = leading_size(graph, leaves)
-    for node, leaf in zip(graph.bind(batch).inputs, leaves, strict=True):
-        if tuple(leaf.shape) != node.aval.shape:
-            raise CalibrationError(
-                f"batch {index}, {node.name}: has shape {tuple(leaf.shape)} where the others make it {node.aval.shape}"
-            )
-    return batch if any(node.aval.leads_batch for node in graph.inputs) else 1
+def _stacked(histograms: Sequence[Histogram]) -> Histogram:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *histograms)
 
 
-def _check_finite(
-    graph: Graph, names: Sequence[str], seen: Histogram, nan_outputs: Sequence[jax.Array], index: int
-) -> None:
-    nonfinite = np.asarray(jax.vmap(lambda h: jnp.sum(h.nonfinite))(seen))
-    broken = [name for name, count in zip(names, nonfinite, strict=True) if count]
-    broken += [node.name for node, is_nan in zip(graph.outputs, nan_outputs, strict=True) if is_nan]
-    if broken:
-        raise CalibrationError(
-            f"batch {index}: layer {broken[0]!r} makes NaN or Inf; the batch itself holds none. Check the layer's "
-            "variables, or take the batch out"
-        )
-
-
-@dataclass
-class _Samples:
-    """The examples with the smallest content hash; whole batches where the graph has a fixed batch."""
-
-    graph: Graph
-    size: int
-    kept: list[tuple[int, int, list[Any]]] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
-
-    def add(self, leaves: Sequence[Any]) -> None:
-        if self.size == 0:
-            return
-        arrays = [np.asarray(leaf) for leaf in leaves]
-        follows = [node.aval.leads_batch for node in self.graph.inputs]
-        for i in range(leading_size(self.graph, arrays) if any(follows) else 1):
-            rows = [array[i] if batched else array for array, batched in zip(arrays, follows, strict=True)]
-            digest = hashlib.blake2b(digest_size=8)
-            for row in rows:
-                digest.update(np.ascontiguousarray(row).tobytes())
-            self._keep(int.from_bytes(digest.digest(), "big"), rows)
-
-    def _keep(self, key: int, rows: list[Any]) -> None:
-        if key in self.seen:
-            return
-        limit = self.size if any(node.aval.leads_batch for node in self.graph.inputs) else 1
-        if len(self.kept) == limit and -key < self.kept[0][0]:
-            return
-        self.seen.add(key)
-        copies = [np.copy(row) for row in rows]  # a view would keep its whole batch alive
-        heapq.heappush(self.kept, (-key, len(self.seen), copies))
-        if len(self.kept) > limit:
-            heapq.heappop(self.kept)
-
-    def leaves(self) -> tuple[np.ndarray, ...]:
-        """The kept examples as one batch."""
-        examples = [rows for _, _, rows in sorted(self.kept, key=lambda entry: -entry[0])]
-        if not examples:
-            return ()
-        return tuple(
-            np.stack([rows[i] for rows in examples]) if node.aval.leads_batch else examples[0][i]
-            for i, node in enumerate(self.graph.inputs)
-        )
+def _by_name(names: Sequence[str], histograms: Histogram) -> dict[str, Histogram]:
+    host = jax.tree.map(np.asarray, histograms)
+    return {name: jax.tree.map(lambda leaf, i=i: leaf[i], host) for i, name in enumerate(names)}

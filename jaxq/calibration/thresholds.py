@@ -4,6 +4,8 @@ Everything is computed in units of bins, by prefix sums over them, for all candi
 have thresholds scaled by exactly 2^k.
 """
 
+import math
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -40,6 +42,27 @@ def threshold(histogram: Histogram, method: str, *, unsigned: bool, percentile: 
     return min(bins, amax) * h.bin_width
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a threshold costs. `clipped`: the share of all samples beyond it; `sqnr`: the signal to quantization noise
+    ratio in dB, by the error model of "mse"; infinite where all samples are zeros."""
+
+    clipped: float
+    sqnr: float
+
+
+def cost(histogram: Histogram, threshold: float, *, unsigned: bool) -> Cost:
+    """The cost of quantizing what the histogram counted with the scale of `threshold`."""
+    h = histogram.to_numpy()
+    if h.amax == 0:
+        return Cost(0.0, math.inf)
+    t = np.array([threshold / h.bin_width])
+    edge = np.arange(NUM_BINS)
+    signal, clipped = np.sum(h.counts * (edge + 0.5) ** 2), np.sum(h.counts[edge >= t])
+    noise = _squared_error(h.counts, t, levels=255 if unsigned else 127)[0]
+    return Cost(float(clipped / (h.zeros + h.counts.sum())), float(10 * np.log10(signal / noise)))
+
+
 def _percentile(counts: NDArray[np.int64], zeros: int, percentile: float) -> float:
     """The upper edge of the bin in which `percentile` % of all samples, zeros among them, are reached.
 
@@ -64,14 +87,19 @@ def _mse(counts: NDArray[np.int64], amax: float, levels: int) -> float:
     So where nearly all rounds to zero (heavy tails) or to t (a constant, the bound of a ReLU6), where noise is no model
     of the error, the error is exact.
     """
+    t = np.minimum(np.arange(1, NUM_BINS + 1), amax)
+    return float(t[np.argmin(_squared_error(counts, t, levels))])
+
+
+def _squared_error(counts: NDArray[np.int64], t: NDArray[np.float64], levels: int) -> NDArray[np.float64]:
+    """The summed squared error of all samples for every threshold in `t`, by the model of `_mse`."""
     x = np.arange(NUM_BINS) + 0.5
     n, nx, nxx = (_prefix(counts * x**power) for power in range(3))
-    t = np.minimum(np.arange(1, NUM_BINS + 1), amax)
     step = t / levels
     to_zero, below = np.searchsorted(x, step / 2), np.searchsorted(x, t - step / 2)
     noise = (n[below] - n[to_zero]) * step**2 / 12
     saturated = (nxx[-1] - nxx[below]) - 2 * t * (nx[-1] - nx[below]) + t**2 * (n[-1] - n[below])
-    return float(t[np.argmin(nxx[to_zero] + noise + saturated)])
+    return nxx[to_zero] + noise + saturated
 
 
 def _entropy(counts: NDArray[np.int64], groups: int) -> float:

@@ -1,6 +1,6 @@
-"""Thresholds for every scale group: by one method, or each by the method that disturbs its consumers least."""
+"""From scale groups to thresholds: what must be observed, and for "auto" how much each candidate threshold disturbs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -10,70 +10,129 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.calibration.histogram import Histogram, merge
-from jaxq.calibration.observe import leading_size
-from jaxq.calibration.thresholds import threshold
+from jaxq.calibration.select import Errors, Sums, Tensor, candidates, sums
+from jaxq.calibration.step import leading_size
 from jaxq.config import QuantConfig
+from jaxq.errors import CalibrationError
 from jaxq.graph.evaluate import evaluate, reference
 from jaxq.graph.node import WEIGHTED, Graph, Node
 from jaxq.passes.place import Placement, ScaleGroup
 
-# Keeps a scale and its reciprocal within float32.
-SMALLEST_THRESHOLD = 1e-30
+# Layout ops whose result holds all values of their operands and no others.
+_SAME_VALUES = frozenset(
+    {
+        *("reshape", "transpose", "squeeze", "rev", "concatenate", "stack"),
+        *("convert_element_type", "copy", "name", "stop_gradient"),
+    }
+)
 
-# In the order of preference where two do equally well.
-CANDIDATES = ("mse", "entropy", "percentile", "amax")
+_LARGEST = float(np.finfo(np.float32).max)
 
 
-def select(
+def tensor_of(group: ScaleGroup) -> Tensor:
+    """The group by names."""
+    return Tensor(tuple(source.name for source in group.sources), group.dtype)
+
+
+def methods(placement: Placement, config: QuantConfig) -> dict[Tensor, str]:
+    """The method of every scale group: of the first source, in program order, for which a rule names one; else the
+    config's."""
+
+    def method(group: ScaleGroup) -> str:
+        named = (config.named_method(source.name) for source in group.sources)
+        return next((name for name in named if name is not None), config.method)
+
+    return {tensor_of(group): method(group) for group in placement.scale_groups}
+
+
+def observed(placement: Placement) -> set[Node]:
+    """The values to observe, so that every rule finds its histograms: all that may exist as integers, but those whose
+    histogram follows from others. A rule can only take int8 nodes away, which makes a source of what they read or
+    made."""
+    return {
+        node
+        for node, group in placement.groups.items()
+        if node in group.sources or not (node in placement.int8 and node.op in _SAME_VALUES)
+    }
+
+
+def histograms_of(graph: Graph, tensors: Iterable[Tensor], known: Mapping[str, Histogram]) -> Mapping[str, Histogram]:
+    """The histograms, among them those of all sources of the tensors: those that follow from others are added, a
+    reshape's is that of its operand, a concatenation's the sum of its operands'.
+
+    Raises:
+      CalibrationError: a source was not observed.
+    """
+    missing = [source for tensor in tensors for source in tensor.sources if source not in known]
+    if not missing:
+        return known
+    derived = dict(known)
+    for node in graph.nodes:
+        operands = [source.name for source in node.inputs]
+        if node.name not in derived and node.op in _SAME_VALUES and all(name in derived for name in operands):
+            derived[node.name] = reduce(merge, [derived[name] for name in operands])
+    for source in missing:
+        if source not in derived:
+            raise CalibrationError(f"calibration: has no histogram of {source!r}; calibrate this network")
+    return derived
+
+
+def measure_errors(
     graph: Graph,
     placement: Placement,
+    tensors: Sequence[Tensor],
     histograms: Mapping[str, Histogram],
     samples: Sequence[np.ndarray],
-    config: QuantConfig,
-) -> dict[str, tuple[str, float]]:
-    """(method, threshold) for every scale group, by its name."""
-
-    def of(group: ScaleGroup, method: str) -> float:
-        joined = reduce(merge, [histograms[source.name] for source in group.sources])
-        found = threshold(joined, method, unsigned=group.dtype == "uint8", percentile=config.percentile)
-        return max(found, SMALLEST_THRESHOLD)
-
-    groups = placement.scale_groups
-    methods = {group.name: method_of(group, config) for group in groups}
-    chosen = {g.name: (methods[g.name], of(g, methods[g.name])) for g in groups if methods[g.name] != "auto"}
-    open_groups = [group for group in groups if methods[group.name] == "auto"]
-    if not open_groups:
-        return chosen
-    candidates = {method: [of(group, method) for group in open_groups] for method in CANDIDATES}
-    measure = _error_function(graph, placement, open_groups, samples)
-    errors = np.stack([measure(thresholds) for thresholds in candidates.values()])
-    for i, group in enumerate(open_groups):
-        best = CANDIDATES[int(np.argmin(errors[:, i]))]
-        chosen[group.name] = (best, candidates[best][i])
-    return chosen
+    percentile: float,
+) -> Errors:
+    """{tensor name: {candidate threshold: {reader: error}}} for the given tensors."""
+    groups = {tensor_of(group): group for group in placement.scale_groups}
+    found = [list(candidates(tensor, histograms, percentile).values()) for tensor in tensors]
+    measure = _error_function(graph, placement, [groups[tensor] for tensor in tensors], samples)
+    errors: dict[str, dict[float, dict[str, float]]] = {tensor.name: {} for tensor in tensors}
+    for thresholds in zip(*found, strict=True):
+        threshold_of = {tensor.name: threshold for tensor, threshold in zip(tensors, thresholds, strict=True)}
+        for (name, reader), error in measure(thresholds).items():
+            errors[name].setdefault(threshold_of[name], {})[reader] = error
+    return errors
 
 
-def method_of(group: ScaleGroup, config: QuantConfig) -> str:
-    """The method of the first source, in program order, for which a rule names one; else the config's."""
-    named = (config.named_method(source.name) for source in group.sources)
-    return next((method for method in named if method is not None), config.method)
+def readers(placement: Placement) -> dict[str, list[str]]:
+    """{tensor name: its readers}: the convs and dots that read it as integers; where none does, the tensor itself."""
+    found: dict[str, list[str]] = {group.name: [] for group in placement.scale_groups}
+    for node in placement.int8:
+        if node.op in WEIGHTED:
+            found[placement.groups[node.operand("x")].name].append(node.name)
+    return {name: sorted(names) or [name] for name, names in found.items()}
+
+
+def measured_sums(placement: Placement, errors: Errors) -> Sums:
+    """The errors of the readers that the placement has, for the tensors of which all were measured."""
+    wanted = readers(placement)
+    return sums(
+        {
+            name: {t: {r: by[r] for r in wanted[name]} for t, by in found.items() if all(r in by for r in wanted[name])}
+            for name, found in errors.items()
+            if name in wanted
+        }
+    )
 
 
 def _error_function(
     graph: Graph, placement: Placement, groups: Sequence[ScaleGroup], samples: Sequence[np.ndarray]
-) -> Callable[[Sequence[float]], np.ndarray]:
-    """A function of one threshold a group to one error a group, compiled once.
+) -> Callable[[Sequence[float]], dict[tuple[str, str], float]]:
+    """A function of one threshold a group to {(tensor name, reader): error}, compiled once.
 
-    The error of a group is that of the convs and dots that read it, each run on the samples with this input alone
-    quantized: the squared error of its output over its squared output. A group that none reads has its own error.
+    A reader is run on the samples with this input alone quantized: its error is the squared error of its output over
+    its squared output. A group that none reads has its own error.
     """
     index = {group: i for i, group in enumerate(groups)}
     group_of = {node.name: placement.groups[node] for node in placement.groups}
-    anchored = {group_of[node.operand("x").name] for node in placement.int8 if node.op in WEIGHTED}
+    wanted = readers(placement)
     bound = graph.bind(leading_size(graph, samples))
 
-    def measure(params: Any, leaves: Any, thresholds: jax.Array) -> jax.Array:
-        errors = [jnp.float32(0)] * len(groups)
+    def measure(params: Any, leaves: Any, thresholds: jax.Array) -> dict[tuple[str, str], jax.Array]:
+        errors: dict[tuple[str, str], jax.Array] = {}
         values: dict[Node, Any] = {}
 
         def fake(name: str, value: jax.Array) -> jax.Array:
@@ -82,29 +141,37 @@ def _error_function(
             q = numerics.quantize(value, 1 / scale, dtype=group.dtype)
             return numerics.dequantize(q, scale, dtype=np.dtype(np.float32))
 
-        def add(group: ScaleGroup, exact: jax.Array, approximate: jax.Array) -> None:
+        def add(group: ScaleGroup, reader: str, exact: jax.Array, approximate: jax.Array) -> None:
             exact = exact.astype(jnp.float32)
-            error = jnp.sum(jnp.square(approximate.astype(jnp.float32) - exact))
-            errors[index[group]] += error / jnp.maximum(jnp.sum(jnp.square(exact)), jnp.float32(1e-30))
+            unit = jnp.maximum(jnp.max(jnp.abs(exact), initial=0), jnp.float32(1e-30))  # squares stay within float32
+            error = jnp.sum(jnp.square((approximate.astype(jnp.float32) - exact) / unit))
+            relative = error / jnp.maximum(jnp.sum(jnp.square(exact / unit)), jnp.float32(1e-30))
+            key = group.name, reader
+            errors[key] = errors.get(key, jnp.float32(0)) + jnp.nan_to_num(relative, nan=_LARGEST, posinf=_LARGEST)
 
         def tap(node: Node, value: Any) -> None:
             values[node] = value
             group = group_of.get(node.name)
-            if group in index and group not in anchored:
-                add(group, value, fake(node.name, value))
+            if group in index and wanted[group.name] == [group.name]:
+                add(group, group.name, value, fake(node.name, value))
             if node.op not in WEIGHTED:
                 return
             source = node.operand("x")
             group = group_of.get(source.name)
             if group in index:
                 operands = [fake(source.name, values[n]) if n is source else values[n] for n in node.inputs]
-                add(group, value, reference(node)(*operands))
+                add(group, node.name, value, reference(node)(*operands))
 
         values.update(zip(bound.inputs, leaves, strict=True))
         values.update({node: params[node.name] for node in bound.nodes if node.op == "param"})
         evaluate(bound, params, leaves, tap=tap)
-        return jnp.stack(errors)
+        return errors
 
     compiled = jax.jit(measure)
     params = graph.params
-    return lambda thresholds: np.asarray(compiled(params, list(samples), np.asarray(thresholds, np.float32)))
+
+    def run(thresholds: Sequence[float]) -> dict[tuple[str, str], float]:
+        errors = compiled(params, list(samples), np.asarray(thresholds, np.float32))
+        return {key: float(error) for key, error in errors.items()}
+
+    return run

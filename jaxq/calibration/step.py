@@ -1,0 +1,163 @@
+"""The forward pass of one calibration batch, with the observers inside it: on one device, or split over a mesh."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxq.calibration import histogram
+from jaxq.calibration.histogram import Histogram
+from jaxq.errors import CalibrationError, UnsupportedError
+from jaxq.graph.evaluate import evaluate
+from jaxq.graph.node import Graph, Node
+
+
+@dataclass(frozen=True)
+class Observed:
+    """`histograms` of the observed values, stacked, as numpy arrays, and not yet voided where they hold NaN or Inf;
+    `nan_outputs`: for every result of the function, whether it holds NaN."""
+
+    histograms: Histogram
+    nan_outputs: tuple[bool, ...]
+
+
+class Steps:
+    """A batch to what was observed in it.
+
+    With a mesh each batch is split over all of its devices that this process has, whatever the mesh's axes: the
+    leading axis is cut into equal parts, the parameters are on every device, and the histograms are summed by `psum`.
+    Examples that are left over after equal parts run on the first device.
+    """
+
+    def __init__(self, graph: Graph, names: Sequence[str], mesh: Mesh | None) -> None:
+        self.graph, self.names = graph, tuple(names)
+        self.params = jax.device_put(graph.params)
+        self.on_one = jax.jit(lambda params, leaves: _observe(graph, self.names, params, leaves))
+        self.mesh = None if mesh is None else _local(mesh)
+        if self.mesh is not None:
+            if not any(node.aval.leads_batch for node in graph.inputs):
+                raise UnsupportedError("mesh: the function has a fixed batch, which cannot be split over devices")
+            self.spread_params = jax.device_put(graph.params, NamedSharding(self.mesh, PartitionSpec()))
+            self.on_mesh = _on_mesh(graph, self.names, self.mesh)
+
+    def __call__(self, leaves: Sequence[np.ndarray]) -> list[Observed]:
+        """What was observed, in one part, or in two where the batch does not split evenly."""
+        if self.mesh is None:
+            return [_on_host(*self.on_one(self.params, leaves))]
+        size = leading_size(self.graph, leaves)
+        even = size - size % self.mesh.size
+        parts = []
+        if even:
+            shards = [NamedSharding(self.mesh, spec) for spec in _specs(self.graph)]
+            spread = jax.device_put(self._rows(leaves, slice(even)), shards)
+            parts.append(_on_host(*self.on_mesh(self.spread_params, spread)))
+        if even < size:
+            parts.append(_on_host(*self.on_one(self.params, self._rows(leaves, slice(even, None)))))
+        return parts
+
+    def _rows(self, leaves: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
+        return [
+            leaf[rows] if node.aval.leads_batch else leaf for node, leaf in zip(self.graph.inputs, leaves, strict=True)
+        ]
+
+
+def _observe(
+    graph: Graph, names: Sequence[str], params: Mapping[str, Any], leaves: Sequence[Any]
+) -> tuple[list[Histogram], list[jax.Array]]:
+    """The histograms in the order of the names, and for every output whether it holds NaN."""
+    seen: dict[str, Histogram] = {}
+    wanted = set(names)
+    bound = graph.bind(leading_size(graph, leaves))
+
+    def add(node: Node, value: Any) -> None:
+        if node.name in wanted:
+            seen[node.name] = histogram.unchecked(value)
+
+    for node, leaf in zip(bound.inputs, leaves, strict=True):
+        add(node, leaf)
+    outputs = evaluate(bound, params, leaves, tap=add)
+    return [seen[name] for name in names], [jnp.any(y != y) for y in outputs]
+
+
+def _on_host(histograms: Sequence[Histogram], nan_outputs: Sequence[jax.Array]) -> Observed:
+    """Stacked here, because to stack them under `jit` costs as much to compile as to count them."""
+    stacked = jax.tree.map(lambda *parts: np.stack(parts), *histograms)
+    return Observed(stacked, tuple(bool(is_nan) for is_nan in nan_outputs))
+
+
+_AXIS = "devices"
+
+
+def _local(mesh: Mesh) -> Mesh:
+    """The mesh's devices of this process, in one axis."""
+    if not isinstance(mesh, Mesh):
+        raise UnsupportedError(f"mesh: takes a jax.sharding.Mesh, not a {type(mesh).__name__}")
+    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    if not devices:
+        raise UnsupportedError(f"mesh: process {jax.process_index()} has none of its devices")
+    return Mesh(np.array(devices), (_AXIS,))
+
+
+def _specs(graph: Graph) -> list[PartitionSpec]:
+    return [PartitionSpec(_AXIS) if node.aval.leads_batch else PartitionSpec() for node in graph.inputs]
+
+
+def _on_mesh(graph: Graph, names: Sequence[str], mesh: Mesh) -> Any:
+    def shard(params: Mapping[str, Any], leaves: Sequence[jax.Array]) -> tuple[list[Histogram], list[jax.Array]]:
+        seen, nan_outputs = _observe(graph, names, params, leaves)
+        total = [histogram.psum(part, _AXIS) for part in seen]
+        return total, [lax.pmax(is_nan.astype(jnp.int32), _AXIS) for is_nan in nan_outputs]
+
+    specs = (PartitionSpec(), _specs(graph))
+    return jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
+
+
+def leading_size(graph: Graph, leaves: Sequence[Any]) -> int:
+    """The batch size of argument leaves; 0 where no argument has a batch axis that may vary."""
+    sizes = [leaf.shape[0] for node, leaf in zip(graph.inputs, leaves, strict=True) if node.aval.leads_batch]
+    return int(sizes[0]) if sizes else 0
+
+
+def batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
+    """The number of examples in the batch, whose leaves must fit the graph; a fixed batch is one example.
+
+    Raises:
+      CalibrationError: a leaf has another shape than the graph takes.
+    """
+    batch = leading_size(graph, leaves)
+    for node, leaf in zip(graph.bind(batch).inputs, leaves, strict=True):
+        if tuple(leaf.shape) != node.aval.shape:
+            raise CalibrationError(
+                f"batch {index}, {node.name}: has shape {tuple(leaf.shape)} where the others make it {node.aval.shape}"
+            )
+    return batch if any(node.aval.leads_batch for node in graph.inputs) else 1
+
+
+def first_nonfinite(graph: Graph, leaves: Sequence[Any], broken: str) -> tuple[str, str]:
+    """The name of the layer where the non-finite value `broken` begins, and what it makes: "NaN" or "Inf".
+
+    The graph runs node by node. A mask of -inf is no fault: a NaN is followed back through operands that hold NaN, and
+    only an Inf through those that hold Inf.
+    """
+    bound = graph.bind(leading_size(graph, leaves))
+    found: dict[str, set[Node]] = {"NaN": set(), "Inf": set()}
+
+    def tap(node: Node, value: Any) -> None:
+        for array in jax.tree.leaves(value):
+            if jnp.issubdtype(array.dtype, jnp.floating):
+                if bool(jnp.any(jnp.isnan(array))):
+                    found["NaN"].add(node)
+                elif bool(jnp.any(jnp.isinf(array))):
+                    found["Inf"].add(node)
+
+    evaluate(bound, graph.params, [jnp.asarray(leaf) for leaf in leaves], tap=tap)
+    layer = next(node for node in (*bound.inputs, *bound.nodes) if node.name == broken)
+    what = "NaN" if layer in found["NaN"] else "Inf"
+    while source := next((source for source in layer.inputs if source in found[what]), None):
+        layer = source
+    return layer.name, what
