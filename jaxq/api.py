@@ -215,14 +215,15 @@ def _errors(
     network: _Network, placement: Placement, tensors: Sequence[Tensor], calibration: Calibration, percentile: float
 ) -> Errors:
     """The errors of the tensors' candidates: as the calibration holds them, measured where it holds the samples."""
-    stored, samples = calibration.errors, calibration.statistics.samples
+    samples = calibration.statistics.samples
+    same = {tensor.name for tensor in tensors if tensor in calibration.tensors}  # by a rule, a name may be of another
+    stored = {name: errors for name, errors in calibration.errors.items() if name in same}
     if not samples:
         return stored
     histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
     known = scales.measured_sums(placement, stored)
     if all(
-        tensor in calibration.tensors
-        and all(t in known.get(tensor.name, {}) for t in candidates(tensor, histograms, percentile).values())
+        all(t in known.get(tensor.name, {}) for t in candidates(tensor, histograms, percentile).values())
         for tensor in tensors
     ):
         return stored

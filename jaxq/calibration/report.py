@@ -61,8 +61,14 @@ class Report:
 
     @property
     def settled(self) -> bool:
-        """Whether twice the examples hardly changed a threshold: no tensor would lose 0.1 dB by those of half."""
-        return all(row.lost is not None and row.lost <= SETTLED_DB for row in self.rows)
+        """Whether twice the examples hardly changed a threshold: no tensor would lose 0.1 dB by those of half, and none
+        is under-sampled, since a few samples agree by chance. A tensor of zeros alone is settled."""
+
+        def is_settled(row: Row) -> bool:
+            enough = row.samples == 0 or not row.under_sampled
+            return enough and row.lost is not None and row.lost <= SETTLED_DB
+
+        return all(map(is_settled, self.rows))
 
     def __str__(self) -> str:
         head = ("tensor", "dtype", "method", "threshold", "amax", "clipped", "SQNR", "moved", "")
@@ -83,10 +89,11 @@ class Report:
             lines.append(f"settled: the thresholds after {self.compared} examples would cost at most {SETTLED_DB} dB")
         else:
             moving = [row.name for row in self.rows if row.lost is not None and row.lost > SETTLED_DB]
-            lines.append(
-                f"not settled, {len(moving)} of {len(self.rows)}: {_some(moving)}; the thresholds after "
-                f"{self.compared} examples would cost more than {SETTLED_DB} dB there"
-            )
+            if moving:
+                lines.append(
+                    f"not settled, {len(moving)} of {len(self.rows)}: {_some(moving)}; the thresholds after "
+                    f"{self.compared} examples would cost more than {SETTLED_DB} dB there"
+                )
         return lines
 
 

@@ -43,9 +43,11 @@ class Calibration:
     def num_examples(self) -> int:
         return self.statistics.num_examples
 
-    def thresholds(self, method: str = "auto", *, percentile: float = 99.99) -> dict[str, float]:
+    def thresholds(self, method: str | None = None, *, percentile: float = 99.99) -> dict[str, float]:
         """{value name: threshold}, the greatest magnitude that the value's scale covers. Values of one scale, such as
         the parts of a concatenation, each have it.
+
+        The method is "auto" unless another is named, or "mse" where the calibration measured no errors to choose by.
 
         Raises:
           UnsupportedError: no such method, or no such percentile.
@@ -54,15 +56,17 @@ class Calibration:
         chosen = self._chosen(method, percentile)
         return {source: threshold for tensor, (_, threshold) in chosen.items() for source in tensor.sources}
 
-    def tensorrt_cache(self, method: str = "auto", *, percentile: float = 99.99) -> str:
+    def tensorrt_cache(self, method: str | None = None, *, percentile: float = 99.99) -> str:
         """The thresholds in the text format of TensorRT's calibration caches; see `jaxq.calibration.tensorrt`."""
         return tensorrt.to_text(self.thresholds(method, percentile=percentile))
 
-    def report(self, method: str = "auto", *, percentile: float = 99.99) -> Report:
-        """How far the thresholds can be trusted, per tensor: print it, or read its `rows`."""
+    def report(self, method: str | None = None, *, percentile: float = 99.99) -> Report:
+        """How far those `thresholds` can be trusted, per tensor: print it, or read its `rows`."""
         return report(self.statistics, self._chosen(method, percentile), percentile)
 
-    def _chosen(self, method: str, percentile: float) -> dict[Tensor, tuple[str, float]]:
+    def _chosen(self, method: str | None, percentile: float) -> dict[Tensor, tuple[str, float]]:
+        if method is None:
+            method = "auto" if self.errors else "mse"
         config = QuantConfig(method=method, percentile=percentile)
         methods = dict.fromkeys(self.tensors, config.method)
         return select(methods, self.histograms, sums(self.errors), config.percentile)

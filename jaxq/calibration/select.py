@@ -68,8 +68,8 @@ def select(
 ) -> dict[Tensor, tuple[str, float]]:
     """(method, threshold) of each tensor, for the method that it is given.
 
-    For "auto" it is the first candidate whose measured error is within 5 % of the least. Where rules made a tensor
-    after the errors were measured and the samples are gone, it is "mse", with a warning.
+    For "auto" it is the first candidate whose measured error is within 5 % of the least. Where not all of
+    them were measured, by rules or a percentile given after the samples were gone, it is "mse", with a warning.
 
     Raises:
       CalibrationError: a tensor is to have "auto", and no error was ever measured.
@@ -85,15 +85,17 @@ def select(
         if method == "auto":
             found = candidates(tensor, histograms, percentile)
             measured = errors.get(tensor.name, {})
-            known = {m: measured[threshold] for m, threshold in found.items() if threshold in measured}
-            if not known:
+            if all(threshold in measured for threshold in found.values()):
+                least = min(measured[threshold] for threshold in found.values())
+                method = next(m for m, threshold in found.items() if measured[threshold] <= EQUAL * least)
+            else:
                 unmeasured.append(tensor.name)
-            method = next((m for m, error in known.items() if error <= EQUAL * min(known.values())), "mse")
+                method = "mse"
         chosen[tensor] = method, threshold_by(tensor, method, histograms, percentile)
     if unmeasured:
         warnings.warn(
             f"method='auto': the calibration holds no measured errors of {', '.join(map(repr, unmeasured))}: 'mse' "
-            "chose there; calibrate with these rules to choose by measuring",
+            "chose there; calibrate with this config to choose by measuring",
             stacklevel=4,
         )
     return chosen

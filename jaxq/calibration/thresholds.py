@@ -58,7 +58,8 @@ def cost(histogram: Histogram, threshold: float, *, unsigned: bool) -> Cost:
         return Cost(0.0, math.inf)
     t = np.array([threshold / h.bin_width])
     edge = np.arange(NUM_BINS)
-    signal, clipped = np.sum(h.counts * (edge + 0.5) ** 2), np.sum(h.counts[edge >= t])
+    signal = np.sum(h.counts * (edge + 0.5) ** 2)
+    clipped = np.sum(h.counts[edge >= t]) if threshold < h.amax else 0  # amax may be the lower edge of its bin
     noise = _squared_error(h.counts, t, levels=255 if unsigned else 127)[0]
     return Cost(float(clipped / (h.zeros + h.counts.sum())), float(10 * np.log10(signal / noise)))
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxq import numerics
 from jaxq.calibration.histogram import Histogram, merge
@@ -88,12 +89,12 @@ def measure_errors(
     """{tensor name: {candidate threshold: {reader: error}}} for the given tensors."""
     groups = {tensor_of(group): group for group in placement.scale_groups}
     found = [list(candidates(tensor, histograms, percentile).values()) for tensor in tensors]
-    measure = _error_function(graph, placement, [groups[tensor] for tensor in tensors], samples)
+    measured = _measure(graph, placement, [groups[tensor] for tensor in tensors], np.array(found, np.float32), samples)
+    threshold_of = {tensor.name: thresholds for tensor, thresholds in zip(tensors, found, strict=True)}
     errors: dict[str, dict[float, dict[str, float]]] = {tensor.name: {} for tensor in tensors}
-    for thresholds in zip(*found, strict=True):
-        threshold_of = {tensor.name: threshold for tensor, threshold in zip(tensors, thresholds, strict=True)}
-        for (name, reader), error in measure(thresholds).items():
-            errors[name].setdefault(threshold_of[name], {})[reader] = error
+    for (name, reader), by_candidate in measured.items():
+        for threshold, error in zip(threshold_of[name], by_candidate.tolist(), strict=True):
+            errors[name].setdefault(threshold, {})[reader] = error
     return errors
 
 
@@ -118,10 +119,15 @@ def measured_sums(placement: Placement, errors: Errors) -> Sums:
     )
 
 
-def _error_function(
-    graph: Graph, placement: Placement, groups: Sequence[ScaleGroup], samples: Sequence[np.ndarray]
-) -> Callable[[Sequence[float]], dict[tuple[str, str], float]]:
-    """A function of one threshold a group to {(tensor name, reader): error}, compiled once.
+def _measure(
+    graph: Graph,
+    placement: Placement,
+    groups: Sequence[ScaleGroup],
+    thresholds: np.ndarray,
+    samples: Sequence[np.ndarray],
+) -> dict[tuple[str, str], np.ndarray]:
+    """{(tensor name, reader): error by each candidate}; `thresholds` has a row for each group, a column for each
+    candidate.
 
     A reader is run on the samples with this input alone quantized: its error is the squared error of its output over
     its squared output. A group that none reads has its own error.
@@ -135,43 +141,40 @@ def _error_function(
         errors: dict[tuple[str, str], jax.Array] = {}
         values: dict[Node, Any] = {}
 
-        def fake(name: str, value: jax.Array) -> jax.Array:
-            group = group_of[name]
-            scale = thresholds[index[group]] / numerics.largest_level(group.dtype)
-            q = numerics.quantize(value, 1 / scale, dtype=group.dtype)
-            return numerics.dequantize(q, scale, dtype=np.dtype(np.float32))
-
-        def add(group: ScaleGroup, reader: str, exact: jax.Array, approximate: jax.Array) -> None:
+        def add(group: ScaleGroup, reader: str, value: jax.Array, exact: jax.Array, read: Callable[[Any], Any]) -> None:
+            """The errors of `read`, which makes `exact` of the group's value."""
             exact = exact.astype(jnp.float32)
             unit = jnp.maximum(jnp.max(jnp.abs(exact), initial=0), jnp.float32(1e-30))  # squares stay within float32
-            error = jnp.sum(jnp.square((approximate.astype(jnp.float32) - exact) / unit))
-            relative = error / jnp.maximum(jnp.sum(jnp.square(exact / unit)), jnp.float32(1e-30))
+            power = jnp.maximum(jnp.sum(jnp.square(exact / unit)), jnp.float32(1e-30))
+
+            def error(threshold: jax.Array) -> jax.Array:
+                scale = threshold / numerics.largest_level(group.dtype)
+                q = numerics.quantize(value, 1 / scale, dtype=group.dtype)
+                approximate = read(numerics.dequantize(q, scale, dtype=np.dtype(np.float32)))
+                relative = jnp.sum(jnp.square((approximate.astype(jnp.float32) - exact) / unit)) / power
+                return jnp.nan_to_num(relative, nan=_LARGEST, posinf=_LARGEST)
+
             key = group.name, reader
-            errors[key] = errors.get(key, jnp.float32(0)) + jnp.nan_to_num(relative, nan=_LARGEST, posinf=_LARGEST)
+            errors[key] = errors.get(key, jnp.float32(0)) + lax.map(error, thresholds[index[group]])
 
         def tap(node: Node, value: Any) -> None:
             values[node] = value
             group = group_of.get(node.name)
             if group in index and wanted[group.name] == [group.name]:
-                add(group, group.name, value, fake(node.name, value))
+                add(group, group.name, value, value, lambda x: x)
             if node.op not in WEIGHTED:
                 return
             source = node.operand("x")
             group = group_of.get(source.name)
             if group in index:
-                operands = [fake(source.name, values[n]) if n is source else values[n] for n in node.inputs]
-                add(group, node.name, value, reference(node)(*operands))
+                run, operands = reference(node), [values[operand] for operand in node.inputs]
+                at = node.inputs.index(source)
+                add(group, node.name, values[source], value, lambda x: run(*operands[:at], x, *operands[at + 1 :]))
 
         values.update(zip(bound.inputs, leaves, strict=True))
         values.update({node: params[node.name] for node in bound.nodes if node.op == "param"})
         evaluate(bound, params, leaves, tap=tap)
         return errors
 
-    compiled = jax.jit(measure)
-    params = graph.params
-
-    def run(thresholds: Sequence[float]) -> dict[tuple[str, str], float]:
-        errors = compiled(params, list(samples), np.asarray(thresholds, np.float32))
-        return {key: float(error) for key, error in errors.items()}
-
-    return run
+    measured = jax.jit(measure)(graph.params, list(samples), thresholds)
+    return {key: np.asarray(errors) for key, errors in measured.items()}

@@ -71,7 +71,7 @@ def test_beyond_percentile_100_there_is_nothing_to_sample(calibration):
 
 
 def test_stable_batches_settle(calibration):
-    report = calibration.report("mse")
+    report = calibration.report("mse", percentile=99)
     assert report.settled
     assert (report.num_examples, report.num_batches, report.compared) == (4096, 8, 2048)
     assert all(abs(row.moved) < 0.1 and row.lost < 0.1 for row in report.rows)
@@ -92,6 +92,15 @@ def test_drifting_batches_do_not_settle():
     assert "not settled, 2 of 2: input, 0; the thresholds after 256 examples would cost more than 0.1 dB" in str(report)
 
 
+@pytest.mark.parametrize("value", [3.0, 6.0, 2.0**-4])
+def test_nothing_is_clipped_at_the_largest_value_seen(value):
+    """Where many values are equal to it and it is the edge of a bin, as after a ReLU6."""
+    c = jaxq.calibrate(mlp, PARAMS, [np.full((8, 6), value, np.float32)], config=jaxq.QuantConfig(method="mse"))
+    for method in ("amax", "mse"):
+        assert c.report(method).rows[0].threshold == value
+        assert c.report(method).rows[0].clipped == 0
+
+
 def test_one_batch_cannot_tell():
     report = jaxq.calibrate(mlp, PARAMS, STABLE[:1], config=jaxq.QuantConfig(method="mse")).report("mse")
     assert report.compared is None and not report.settled
@@ -102,7 +111,7 @@ def test_one_batch_cannot_tell():
 def test_a_tensor_of_zeros():
     """Nothing is lost on it, and it settles; a dead layer is no reason to calibrate on."""
     params = [(np.zeros_like(PARAMS[0][0]), np.zeros_like(PARAMS[0][1])), PARAMS[1]]
-    report = jaxq.calibrate(mlp, params, STABLE, config=jaxq.QuantConfig(method="mse")).report("mse")
+    report = jaxq.calibrate(mlp, params, STABLE, config=jaxq.QuantConfig(method="mse")).report("mse", percentile=99)
     row = report.rows[1]
     assert (row.threshold, row.amax, row.samples, row.clipped, row.moved, row.lost) == (1, 0, 0, 0, 0, 0)
     assert math.isinf(row.sqnr) and report.settled
@@ -128,10 +137,19 @@ def read_until_settled(batches, **config):
 
 @pytest.mark.parametrize("method", ["auto", "mse"])
 def test_it_stops_when_settled(method):
-    c, count = read_until_settled(STABLE * 10, method=method)
+    c, count = read_until_settled(STABLE * 10, method=method, percentile=99)
     assert count < 20
     assert c.num_examples == 512 * count
-    assert c.report("mse").settled
+    assert c.report("mse", percentile=99).settled
+
+
+def test_few_samples_of_a_heavy_tail_do_not_settle():
+    """Those of half may agree with them by chance."""
+    draw = np.random.default_rng(0)
+    batches = [draw.laplace(size=(1, 6)).astype(np.float32) for _ in range(100)]
+    c, count = read_until_settled(batches, method="mse")
+    assert count == 100
+    assert all(row.under_sampled for row in c.report("mse").rows) and not c.report("mse").settled
 
 
 def test_it_goes_on_while_it_drifts():

@@ -15,8 +15,8 @@ import jaxq
 BATCHES = [images(4, 6, seed=i) for i in (0, 1, 1, 2)]
 
 
-def calibrate(batches, path=None, method="auto", seed=0, **options):
-    config = jaxq.QuantConfig(method=method)
+def calibrate(batches, path=None, method="auto", seed=0, percentile=99.99, **options):
+    config = jaxq.QuantConfig(method=method, percentile=percentile)
     return jaxq.calibrate(mlp, mlp_params(6, 8, 3, seed=seed), batches, config=config, checkpoint=path, **options)
 
 
@@ -76,17 +76,17 @@ def test_a_checkpoint_in_no_folder(tmp_path):
 
 def test_a_network_that_settles_ends_early_and_stays_so(tmp_path):
     path, batches = tmp_path / "checkpoint", [BATCHES[0]] * 40
-    once = calibrate(batches, path, until="settled")
+    once = calibrate(batches, path, percentile=80, until="settled")
     assert once.num_examples < 160
-    assert_same(calibrate(batches, path, until="settled"), once)
+    assert_same(calibrate(batches, path, percentile=80, until="settled"), once)
 
 
 def test_a_settled_checkpoint_without_samples_reads_what_it_counted(tmp_path):
     path, batches = tmp_path / "checkpoint", [BATCHES[0]] * 40
-    calibrate(batches, path, method="mse", until="settled")
-    once = calibrate(batches, until="settled")
+    calibrate(batches, path, method="mse", percentile=80, until="settled")
+    once = calibrate(batches, percentile=80, until="settled")
     assert once.num_examples < 160
-    assert_same(calibrate(batches, path, until="settled"), once)
+    assert_same(calibrate(batches, path, percentile=80, until="settled"), once)
 
 
 # ----------------------------------------------------------------------------------------------------------- progress
