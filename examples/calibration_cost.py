@@ -4,8 +4,9 @@
     python calibration_cost.py [--images FOLDER] [--pictures 128] [--batch-size 32]
 
 Each batch runs through the user's own float function, `jax.jit(model.apply)`, and is then counted by `jaxq.calibrate`,
-turn by turn in one process, so that a busy machine slows both. What XLA takes to compile, in the first batch, is told
-apart. Without a folder the pictures are noise, which costs the same.
+turn by turn in one process, so that a busy machine slows both. Apart from that it tells what XLA takes to compile, in
+the first batch, and what method "auto" takes after the last, to measure its candidates on some of the pictures.
+Without a folder the pictures are noise, which costs the same.
 """
 
 import argparse
@@ -86,16 +87,18 @@ def measure(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> None:
             now, start = "calibrate", time.perf_counter()
             yield batch  # and come back when it is counted
             counted.append(time.perf_counter() - start)
+        counted.append(time.perf_counter())
 
     jax.monitoring.register_event_duration_secs_listener(add_compile_time)
-    config = jaxq.QuantConfig(method="mse")  # "auto" adds its measurement of errors once, at the end
-    jaxq.calibrate(model, variables, stopwatch(), config=config)
+    jaxq.calibrate(model, variables, stopwatch())
+    measuring = time.perf_counter() - counted.pop()
     jax.monitoring.unregister_event_duration_listener(add_compile_time)
     warm = slice(1, None)  # the first batch compiles
     a, b = np.array(in_float[warm]), np.array(counted[warm])
     c, d = compiling.values()
     print(
-        f"{name:18}{a.sum():8.2f} s{b.sum():8.2f} s{np.median(b / a):8.2f} x{c:12.2f} s{d:8.2f} s{d / c:8.2f} x",
+        f"{name:18}{a.sum():8.2f} s{b.sum():8.2f} s{np.median(b / a):8.2f} x{c:12.2f} s{d:8.2f} s{d / c:8.2f} x"
+        f"{measuring:8.1f} s",
         flush=True,
     )
 
@@ -109,7 +112,9 @@ def main() -> None:
     if args.pictures % args.batch_size or args.pictures < 2 * args.batch_size:
         parser.error("--pictures: takes two batches or more, all full: every new size of a batch compiles")
     batches = list(read_batches(args.images, args.pictures, args.batch_size))
-    print(f"{'':18}{'float':>10}{'calibrate':>10}{'ratio':>10}{'compile':>14}{'calibrate':>10}{'ratio':>10}")
+    print(
+        f"{'':18}{'float':>10}{'calibrate':>10}{'ratio':>10}{'compile':>14}{'calibrate':>10}{'ratio':>10}{'auto':>10}"
+    )
     measure("EfficientNet-Lite0", EfficientNetLite0(), batches)
     measure("ResNet-50", ResNet50(), batches)
 

@@ -19,7 +19,7 @@ from jaxq.calibration.observe import Statistics
 from jaxq.calibration.report import report
 from jaxq.calibration.result import Calibration
 from jaxq.calibration.select import Errors, Tensor, candidates, select
-from jaxq.config import QuantConfig
+from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, TraceError, UnsupportedError
 from jaxq.graph.fingerprint import Fingerprint, fingerprint
 from jaxq.graph.node import WEIGHTED, Graph
@@ -86,6 +86,7 @@ def quantize(
         except TraceError as error:
             raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
         calibration.check(network.fingerprint, allow_stale=allow_stale)
+    _warn_of_unmatched_rules(network, config)
     return _quantized(network, config, calibration)
 
 
@@ -124,11 +125,14 @@ def calibrate(
     config = _checked(config)
     if until not in (None, "settled"):
         raise UnsupportedError(f"until: takes 'settled' or None, not {until!r}")
+    if not isinstance(checkpoint, str | PathLike | None):
+        raise UnsupportedError(f"checkpoint: takes a path or None, not a {type(checkpoint).__name__}")
     variables, batches = _arguments(model, variables, batches)
     with distributed.together(mesh, f"{config}, until={until!r}"):
         stream = Batches(batches)
         network = _network(model, variables, static_kwargs, stream.signature)
         placement = network.place(config)
+    _warn_of_unmatched_rules(network, config)
     return _calibrate(network, placement, config, stream, mesh, until, checkpoint)
 
 
@@ -171,6 +175,17 @@ class _Network:
                 f"the function has nothing to quantize: {_why_nothing(self.graph, placement.reasons)}"
             )
         return placement
+
+    def unmatched(self, config: QuantConfig) -> tuple[LayerRule, ...]:
+        return config.unmatched(node.name for node in self.graph.nodes if not node.is_constant)
+
+
+def _warn_of_unmatched_rules(network: _Network, config: QuantConfig) -> None:
+    for rule in network.unmatched(config):
+        warnings.warn(
+            f"LayerRule({rule.pattern!r}) matched no layer that is left after folding; summary() lists them",
+            stacklevel=3,
+        )
 
 
 def _network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None, signature: Signature) -> _Network:
@@ -241,12 +256,6 @@ def _quantized(network: _Network, config: QuantConfig, calibration: Calibration)
     thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
     int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
 
-    unmatched = config.unmatched(node.name for node in network.graph.nodes if not node.is_constant)
-    for rule in unmatched:
-        warnings.warn(
-            f"LayerRule({rule.pattern!r}) matched no layer that is left after folding; summary() lists them",
-            stacklevel=3,
-        )
     traced = network.traced
     summary = Summary(
         nodes=rows(int8),
@@ -254,7 +263,7 @@ def _quantized(network: _Network, config: QuantConfig, calibration: Calibration)
         int8_bytes=_size(int8.params.values()),
         fixed_because=traced.fixed_because,
         methods=dict(Counter(method for method, _ in chosen.values()).most_common()),
-        unmatched_rules=tuple(rule.pattern for rule in unmatched),
+        unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
     return QuantizedModel({name: jnp.asarray(value) for name, value in int8.params.items()}, plan)

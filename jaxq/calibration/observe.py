@@ -186,7 +186,7 @@ class _Counting:
             self.samples.add(leaves)
             return False
         seen = self.steps(leaves)
-        self.samples.add(leaves)  # while the devices work
+        self.samples.add(leaves)
         self._check_finite(index, leaves, seen)
         histograms = self.total.histograms
         for part in seen:
@@ -222,7 +222,7 @@ class _Counting:
         for part in seen:
             bad = ~part.histograms.is_finite
             broken = [name for name, is_bad in zip(self.names, bad, strict=True) if is_bad]
-            broken += [node.name for node, is_nan in zip(self.graph.outputs, part.nan_outputs, strict=True) if is_nan]
+            broken += [node.name for node, is_bad in zip(self.graph.outputs, part.bad_outputs, strict=True) if is_bad]
             if broken:
                 layer, what = first_nonfinite(self.graph, leaves, broken[0])
                 raise CalibrationError(

@@ -20,10 +20,10 @@ from jaxq.graph.node import Graph, Node
 @dataclass(frozen=True)
 class Observed:
     """`histograms` of the observed values, stacked, as numpy arrays, and not yet voided where they hold NaN or Inf;
-    `nan_outputs`: for every result of the function, whether it holds NaN."""
+    `bad_outputs`: for every result of the function, whether it holds NaN or +Inf (-Inf is how masks are written)."""
 
     histograms: Histogram
-    nan_outputs: tuple[bool, ...]
+    bad_outputs: tuple[bool, ...]
 
 
 class Steps:
@@ -69,7 +69,7 @@ class Steps:
 def _observe(
     graph: Graph, names: Sequence[str], params: Mapping[str, Any], leaves: Sequence[Any]
 ) -> tuple[list[Histogram], list[jax.Array]]:
-    """The histograms in the order of the names, and for every output whether it holds NaN."""
+    """The histograms in the order of the names, and for every output whether it holds NaN or +Inf."""
     seen: dict[str, Histogram] = {}
     wanted = set(names)
     bound = graph.bind(leading_size(graph, leaves))
@@ -81,13 +81,19 @@ def _observe(
     for node, leaf in zip(bound.inputs, leaves, strict=True):
         add(node, leaf)
     outputs = evaluate(bound, params, leaves, tap=add)
-    return [seen[name] for name in names], [jnp.any(y != y) for y in outputs]
+    return [seen[name] for name in names], [_is_bad(y) for y in outputs]
 
 
-def _on_host(histograms: Sequence[Histogram], nan_outputs: Sequence[jax.Array]) -> Observed:
+def _is_bad(output: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(output.dtype, jnp.floating):
+        return jnp.asarray(False)
+    return jnp.any(jnp.isnan(output) | jnp.isposinf(output))
+
+
+def _on_host(histograms: Sequence[Histogram], bad_outputs: Sequence[jax.Array]) -> Observed:
     """Stacked here, because to stack them under `jit` costs as much to compile as to count them."""
     stacked = jax.tree.map(lambda *parts: np.stack(parts), *histograms)
-    return Observed(stacked, tuple(bool(is_nan) for is_nan in nan_outputs))
+    return Observed(stacked, tuple(bool(is_bad) for is_bad in bad_outputs))
 
 
 _AXIS = "devices"
@@ -109,9 +115,9 @@ def _specs(graph: Graph) -> list[PartitionSpec]:
 
 def _on_mesh(graph: Graph, names: Sequence[str], mesh: Mesh) -> Any:
     def shard(params: Mapping[str, Any], leaves: Sequence[jax.Array]) -> tuple[list[Histogram], list[jax.Array]]:
-        seen, nan_outputs = _observe(graph, names, params, leaves)
+        seen, bad_outputs = _observe(graph, names, params, leaves)
         total = [histogram.psum(part, _AXIS) for part in seen]
-        return total, [lax.pmax(is_nan.astype(jnp.int32), _AXIS) for is_nan in nan_outputs]
+        return total, [lax.pmax(is_bad.astype(jnp.int32), _AXIS) for is_bad in bad_outputs]
 
     specs = (PartitionSpec(), _specs(graph))
     return jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))

@@ -44,6 +44,8 @@ def from_text(text: str) -> dict[str, float]:
     Raises:
       CalibrationError: the text is no such cache; the message names the line.
     """
+    if not isinstance(text, str):
+        raise CalibrationError(f"TensorRT cache: takes text, not {type(text).__name__}; decode bytes as UTF-8")
     header, *lines = text.splitlines() or [""]
     if not header.startswith("TRT-"):
         raise CalibrationError(f"TensorRT cache, line 1: begins with {header[:40]!r}, not with 'TRT-' and a version")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from networks import images
 
+import jaxq
 from jaxq.calibration import observe
 from jaxq.calibration.batches import Batches
 from jaxq.calibration.observe import merged, observe_all
@@ -294,3 +295,12 @@ def test_merged_parts_are_one_pass(cuts):
     assert total.digests == sum((part.digests for part in parts), ())
     sizes = [shot.num_examples for shot in total.snapshots]
     assert sizes == sorted(set(sizes))
+
+
+def test_an_output_may_hold_minus_inf_but_not_inf():
+    """A mask is written so; an overflow is not."""
+    x = np.full((2, 4), 3.0, np.float32)
+    params = {"w": np.full((4, 2), 2.0**125, np.float32)}
+    assert jaxq.calibrate(lambda p, x: -(x @ p["w"]), params, [x], config=jaxq.QuantConfig(method="mse"))
+    with pytest.raises(jaxq.CalibrationError, match="makes Inf"):
+        jaxq.calibrate(lambda p, x: x @ p["w"], params, [x], config=jaxq.QuantConfig(method="mse"))

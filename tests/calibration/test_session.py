@@ -69,6 +69,17 @@ def test_a_checkpoint_without_samples_and_no_batch_to_take_them_from(tmp_path):
         calibrate([BATCHES[0][:0]], path)
 
 
+def test_a_checkpoint_that_is_no_path():
+    with pytest.raises(jaxq.UnsupportedError, match="checkpoint: takes a path or None, not a int"):
+        calibrate(BATCHES, 5)
+
+
+def test_a_rule_that_matches_nothing_is_said_by_calibrate_too():
+    config = jaxq.QuantConfig(method="mse", rules=(jaxq.LayerRule("nowhere"),))
+    with pytest.warns(UserWarning, match="nowhere"):
+        jaxq.calibrate(mlp, mlp_params(6, 8, 3), BATCHES, config=config)
+
+
 def test_a_checkpoint_in_no_folder(tmp_path):
     with pytest.raises(jaxq.CalibrationError, match="is no folder"):
         calibrate(BATCHES, tmp_path / "missing" / "checkpoint")

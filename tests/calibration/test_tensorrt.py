@@ -92,3 +92,8 @@ def test_a_calibration_as_a_cache():
     for method in ("amax", "percentile"):
         back = from_text(c.tensorrt_cache(method, percentile=90))
         assert back == pytest.approx(c.thresholds(method, percentile=90), rel=2**-23)
+
+
+def test_bytes_are_not_text():
+    with pytest.raises(jaxq.CalibrationError, match="takes text, not bytes"):
+        from_text(b"TRT-8601-EntropyCalibration2\n")
