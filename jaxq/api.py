@@ -237,10 +237,8 @@ def _errors(
         return stored
     histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
     known = scales.measured_sums(placement, stored)
-    if all(
-        all(t in known.get(tensor.name, {}) for t in candidates(tensor, histograms, percentile).values())
-        for tensor in tensors
-    ):
+    found = {tensor.name: set(candidates(tensor, histograms, percentile).values()) for tensor in tensors}
+    if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
         return stored
     measured = scales.measure_errors(network.graph, placement, tensors, histograms, samples, percentile)
     return {**stored, **measured}

@@ -74,20 +74,22 @@ def select(
     Raises:
       CalibrationError: a tensor is to have "auto", and no error was ever measured.
     """
-    if "auto" in methods.values() and not errors:
-        raise CalibrationError(
-            "method='auto': this calibration measured no errors to choose by, since it was made with another method; "
-            "calibrate with method='auto', or name a method"
-        )
     chosen: dict[Tensor, tuple[str, float]] = {}
     unmeasured = []
     for tensor, method in methods.items():
         if method == "auto":
             found = candidates(tensor, histograms, percentile)
             measured = errors.get(tensor.name, {})
-            if all(threshold in measured for threshold in found.values()):
+            if len(set(found.values())) == 1:
+                method = CANDIDATES[0]
+            elif all(threshold in measured for threshold in found.values()):
                 least = min(measured[threshold] for threshold in found.values())
                 method = next(m for m, threshold in found.items() if measured[threshold] <= EQUAL * least)
+            elif not errors:
+                raise CalibrationError(
+                    "method='auto': this calibration measured no errors to choose by, since it was made with another "
+                    "method; calibrate with method='auto', or name a method"
+                )
             else:
                 unmeasured.append(tensor.name)
                 method = "mse"

@@ -86,14 +86,16 @@ def measure_errors(
     samples: Sequence[np.ndarray],
     percentile: float,
 ) -> Errors:
-    """{tensor name: {candidate threshold: {reader: error}}} for the given tensors."""
+    """{tensor name: {candidate threshold: {reader: error}}} for the tensors whose candidates differ."""
     groups = {tensor_of(group): group for group in placement.scale_groups}
-    found = [list(candidates(tensor, histograms, percentile).values()) for tensor in tensors]
-    measured = _measure(graph, placement, [groups[tensor] for tensor in tensors], np.array(found, np.float32), samples)
-    threshold_of = {tensor.name: thresholds for tensor, thresholds in zip(tensors, found, strict=True)}
-    errors: dict[str, dict[float, dict[str, float]]] = {tensor.name: {} for tensor in tensors}
-    for (name, reader), by_candidate in measured.items():
-        for threshold, error in zip(threshold_of[name], by_candidate.tolist(), strict=True):
+    found = {tensor: sorted(set(candidates(tensor, histograms, percentile).values())) for tensor in tensors}
+    open_ = {groups[tensor]: thresholds for tensor, thresholds in found.items() if len(thresholds) > 1}
+    errors: dict[str, dict[float, dict[str, float]]] = {group.name: {} for group in open_}
+    if not open_:
+        return errors
+    thresholds_of = {group.name: thresholds for group, thresholds in open_.items()}
+    for (name, reader), measured in _measure(graph, placement, open_, samples).items():
+        for threshold, error in zip(thresholds_of[name], measured.tolist(), strict=True):
             errors[name].setdefault(threshold, {})[reader] = error
     return errors
 
@@ -122,22 +124,20 @@ def measured_sums(placement: Placement, errors: Errors) -> Sums:
 def _measure(
     graph: Graph,
     placement: Placement,
-    groups: Sequence[ScaleGroup],
-    thresholds: np.ndarray,
+    candidates_of: Mapping[ScaleGroup, Sequence[float]],
     samples: Sequence[np.ndarray],
 ) -> dict[tuple[str, str], np.ndarray]:
-    """{(tensor name, reader): error by each candidate}; `thresholds` has a row for each group, a column for each
-    candidate.
+    """{(tensor name, reader): the error by each of the tensor's candidate thresholds}.
 
     A reader is run on the samples with this input alone quantized: its error is the squared error of its output over
     its squared output. A group that none reads has its own error.
     """
-    index = {group: i for i, group in enumerate(groups)}
+    index = {group: i for i, group in enumerate(candidates_of)}
     group_of = {node.name: placement.groups[node] for node in placement.groups}
     wanted = readers(placement)
     bound = graph.bind(leading_size(graph, samples))
 
-    def measure(params: Any, leaves: Any, thresholds: jax.Array) -> dict[tuple[str, str], jax.Array]:
+    def measure(params: Any, leaves: Any, thresholds: Sequence[jax.Array]) -> dict[tuple[str, str], jax.Array]:
         errors: dict[tuple[str, str], jax.Array] = {}
         values: dict[Node, Any] = {}
 
@@ -176,5 +176,6 @@ def _measure(
         evaluate(bound, params, leaves, tap=tap)
         return errors
 
+    thresholds = [np.array(row, np.float32) for row in candidates_of.values()]
     measured = jax.jit(measure)(graph.params, list(samples), thresholds)
     return {key: np.asarray(errors) for key, errors in measured.items()}

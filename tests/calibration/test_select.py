@@ -54,6 +54,11 @@ def test_where_not_all_candidates_were_measured_mse_chooses_and_says_so():
         errors["b"] = {threshold(HISTOGRAMS["b"], "amax", unsigned=False, percentile=99.99): 0.0}
 
 
+def test_candidates_that_agree_need_no_errors():
+    constant = {"a": from_samples(np.full(100, 6.0, np.float32))}
+    assert select({A: "auto"}, constant, {}, 99.99) == {A: ("mse", 6.0)}
+
+
 def test_without_any_errors_auto_is_an_error():
     with pytest.raises(jaxq.CalibrationError, match="measured no errors to choose by"):
         select({A: "auto"}, HISTOGRAMS, {}, 99.99)
