@@ -14,7 +14,7 @@ CANDIDATES = ("mse", "entropy", "percentile", "amax")
 
 # Errors measured on few samples differ by chance: a candidate whose error is within this factor of the least does
 # equally well.
-EQUAL = 1.05
+EQUAL = 1.2
 
 # Keeps a scale and its reciprocal within float32.
 SMALLEST_THRESHOLD = 1e-30
@@ -68,7 +68,7 @@ def select(
 ) -> dict[Tensor, tuple[str, float]]:
     """(method, threshold) of each tensor, for the method that it is given.
 
-    For "auto" it is the first candidate whose measured error is within 5 % of the least. Where not all of
+    For "auto" it is the first candidate whose measured error is within 20 % of the least. Where not all of
     them were measured, by rules or a percentile given after the samples were gone, it is "mse", with a warning.
 
     Raises:
