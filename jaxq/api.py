@@ -33,7 +33,7 @@ from jaxq.plan.plan import Plan
 from jaxq.report import Summary, rows
 
 # Examples kept to measure the error that each candidate threshold makes.
-NUM_SAMPLES = 32
+NUM_SAMPLES = 8
 
 
 def quantize(
