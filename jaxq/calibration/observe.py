@@ -186,8 +186,8 @@ class _Counting:
             self.samples.add(leaves)
             return False
         seen = self.steps(leaves)
-        self.samples.add(leaves)
         self._check_finite(index, leaves, seen)
+        self.samples.add(leaves)
         histograms = self.total.histograms
         for part in seen:
             histograms = _merge(histograms, part.histograms)
