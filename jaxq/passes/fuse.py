@@ -2,7 +2,8 @@
 
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Node
 from jaxq.graph.rewrite import Match, Rule
-from jaxq.passes.fold import fold_cast, is_open
+from jaxq.passes.accumulating import is_open
+from jaxq.passes.fold import fold_cast
 
 
 def _clipped(head: Node, node: Node) -> Node:
