@@ -4,8 +4,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jaxq import passes
 from jaxq.config import QuantConfig
+from jaxq.graph.node import Node
 from jaxq.graph.trace import trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function
@@ -25,8 +28,9 @@ class Counts:
       float: rows in float by op, without the slices of a merged op's float result: what was not quantized, in full.
       fused: epilogues of int8 rows by the word that they hold, "bias", "relu", "residual", "requantize", ...
       merges: merged rows by the number of branches in each.
-      norms: maps per channel left in the float graph, in no conv's or dot's weights: batch norms that did not fold.
+      norms: maps per channel left in the float graph, in no conv's or dot's weights: norms that did not fold.
       quantized, dequantized: borders.
+      fixed_because: why the batch size is fixed, or None.
       rows: all of them, for what a number does not say.
     """
 
@@ -37,11 +41,14 @@ class Counts:
     norms: int
     quantized: int
     dequantized: int
+    fixed_because: str | None
     rows: tuple[Row, ...] = field(repr=False)
 
-    def named(self, part: str) -> list[Row]:
-        """The rows whose name holds `part`."""
-        return [row for row in self.rows if part in row.name]
+
+def _differs_by_channel(node: Node) -> bool:
+    """True for a scale or bias of several values: a parameter, where a number is the same in each channel."""
+    vectors = [operand.value for role in ("scale", "bias") if (operand := node.get(role)) is not None]
+    return any(np.ptp(vector) > 0 for vector in vectors)
 
 
 def count(model: Any, variables: Any, *args: Any, config: QuantConfig | None = None, **static_kwargs: Any) -> Counts:
@@ -56,7 +63,8 @@ def count(model: Any, variables: Any, *args: Any, config: QuantConfig | None = N
     """
     config = config or QuantConfig()
     fun, params = as_function(model, variables, static_kwargs)
-    graph = verify(passes.simplify(trace(fun, params, args).graph), "float")
+    traced = trace(fun, params, args)
+    graph = verify(passes.simplify(traced.graph), "float")
     placement = place(graph, config)
     thresholds = {group.name: 1.0 for group in placement.scale_groups}
     found = rows(verify(passes.quantize(graph, placement, thresholds, config), "quantized"))
@@ -69,8 +77,9 @@ def count(model: Any, variables: Any, *args: Any, config: QuantConfig | None = N
         float=Counter(row.op for row in found if row.precision == "float" and "merged layer" not in row.reason),
         fused=Counter(word for word in words if not word.startswith("merged:")),
         merges=Counter(merged),
-        norms=sum(node.op == "affine" and {"scale", "bias"} & set(node.roles) != set() for node in graph.nodes),
+        norms=sum(node.op == "affine" and _differs_by_channel(node) for node in graph.nodes),
         quantized=sum(row.op == "quantize" for row in int8),
         dequantized=sum(row.op == "dequantize" for row in int8),
+        fixed_because=traced.fixed_because,
         rows=found,
     )
