@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: MobileNet-V2's network with other stages. (With its real weights: examples/efficientnet_lite0.py.)"""
+"""EfficientNet-Lite0, which is MobileNet-V2 with other stages. (examples/efficientnet_lite0.py has its real weights.)"""
 
 from functools import partial
 
