@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, which is MobileNet-V2 with other stages. (examples/efficientnet_lite0.py has its real weights.)"""
+"""EfficientNet-Lite0: MobileNet-V2 with other stages. (Its real weights are in examples/efficientnet_lite0.py.)"""
 
 from functools import partial
 
