@@ -39,7 +39,7 @@ def shifted(node: Node, bias: np.ndarray) -> Node:
 
 
 def ordered(node: Node, operands: dict[str, Node]) -> Node:
-    order = ("x", "weight", "scale", "bias", "residual")
+    order = ("x", "weight", "y", "scale", "bias", "residual")
     return node.with_operands({role: operands.get(role) for role in order})
 
 

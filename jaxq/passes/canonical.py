@@ -8,11 +8,12 @@ and every convolution and product with constant weights becomes one form, channe
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Node, constant
+from jaxq.graph.node import Aval, Dim, Node, constant, uniform
 from jaxq.graph.rewrite import Match, Rule
 from jaxq.passes.accumulating import OPEN, is_open, scaled, shifted, vector, weight_of
 
@@ -98,11 +99,28 @@ def _constant_minus(match: Match) -> Node | None:
     return _affine(match.node, x, scale=minus, bias=vector(value, match.node, "bias"))
 
 
+def _whole_and_other(node: Node) -> tuple[Node, Node] | None:
+    """The operands of a binary op on floats: one that is no constant and has the result's shape, and the other."""
+    if _channels(node) is None:
+        return None
+    for x, y in (node.inputs, node.inputs[::-1]):
+        if not x.is_constant and x.aval == node.aval and y.aval.is_float and len(y.aval.shape) == len(x.aval.shape):
+            return x, y
+    return None
+
+
 def _add_values(match: Match) -> Node | None:
-    """The sum of two values: a residual add."""
-    x, y = match.node.inputs
-    same = isinstance(x.aval, Aval) and x.aval == y.aval and _channels(x) is not None
-    return _affine(match.node, x, residual=y) if same and not (x.is_constant or y.is_constant) else None
+    """The sum of two values, or of a value and a constant that is not one per channel: a residual add."""
+    pair = _whole_and_other(match.node)
+    return None if pair is None else _affine(match.node, pair[0], residual=pair[1])
+
+
+def _multiply_values(match: Match) -> Node | None:
+    """The product of two values, such as an activation and its gate."""
+    pair = _whole_and_other(match.node)
+    if pair is None or pair[1].is_constant:
+        return None
+    return match.node.replace(op="product", attrs=OPEN).with_operands({"x": pair[0], "y": pair[1]})
 
 
 def _bound(side: str) -> Callable[[Match], Node | None]:
@@ -212,6 +230,64 @@ def _dot(match: Match) -> Node | None:
     return _transpose(dot, back, f"{node.name}/transpose_out")
 
 
+def _matmul(match: Match) -> Node | None:
+    """A product of two values: x (batch..., M, K), y (batch..., N, K) to (batch..., M, N), between transposes and
+    reshapes where needed."""
+    node, (x, y) = match.node, match.node.inputs
+    contracting, batching = node.attrs["dimension_numbers"]
+    if x.is_constant or y.is_constant or not all(value.aval.is_float for value in (x, y, node)):
+        return None
+
+    def rows(value: Node, contracted: Any, batch: Any, name: str) -> tuple[Node, list[Any], list[Any]]:
+        """The operand as (batch..., rows, K), and its batch and free dimensions."""
+        shape = value.aval.shape
+        free = [axis for axis in range(len(shape)) if axis not in (*contracted, *batch)]
+        value = _transpose(value, (*batch, *free, *contracted), f"{node.name}/transpose_{name}")
+        outer, inner = [shape[axis] for axis in batch], [shape[axis] for axis in free]
+        flat = (*outer, _size(inner), _size([shape[axis] for axis in contracted]))
+        return _reshape(value, flat, f"{node.name}/reshape_{name}"), outer, inner
+
+    operands = ((x, contracting[0], batching[0]), (y, contracting[1], batching[1]))
+    if not all(_keeps_batch_apart(*operand) for operand in operands):
+        return None
+    x, outer, columns = rows(x, contracting[0], batching[0], "x")
+    y, _, features = rows(y, contracting[1], batching[1], "y")
+    aval = Aval((*outer, x.aval.shape[-2], y.aval.shape[-2]), node.aval.dtype)
+    product = node.replace(op="matmul", attrs=OPEN | {"precision": node.attrs["precision"]}, aval=aval)
+    product = product.with_operands({"x": x, "y": y})
+    return _reshape(product, (*outer, *columns, *features), f"{node.name}/reshape_out")
+
+
+def _keeps_batch_apart(value: Node, contracted: Sequence[int], batch: Sequence[int]) -> bool:
+    """True unless flattening would multiply a dimension that follows the batch with another one."""
+    shape = value.aval.shape
+    free = [shape[axis] for axis in range(len(shape)) if axis not in (*contracted, *batch)]
+    summed = [shape[axis] for axis in contracted]
+    return all(len(dims) == 1 or not any(isinstance(dim, Dim) for dim in dims) for dims in (free, summed))
+
+
+def _size(dims: Sequence[Any]) -> Any:
+    return dims[0] if len(dims) == 1 else prod(dims)
+
+
+def _absorb_padding(match: Match) -> Node | None:
+    """conv(pad(x)) with zeros around the image is a convolution with more padding."""
+    node, pad = match.node, match.node.operand("x")
+    if pad.op != "pad" or not match.is_sole_user(pad) or uniform(pad.inputs[1]) != 0.0:
+        return None
+    (batch, *spatial, channels) = pad.attrs["padding_config"]
+    if any(batch) or any(channels) or any(interior for _, _, interior in spatial):
+        return None
+    if any(dilation != 1 for dilation in node.attrs["lhs_dilation"]):
+        return None
+    padding = tuple(
+        (lo + more_lo, hi + more_hi)
+        for (lo, hi), (more_lo, more_hi, _) in zip(node.attrs["padding"], spatial, strict=True)
+    )
+    operands = dict(zip(node.roles, node.inputs, strict=True))
+    return node.with_attrs(padding=padding).with_operands(operands | {"x": pad.inputs[0]})
+
+
 def _split(match: Match) -> Node | None:
     """A part of a split is a slice, which moves integers as well as floats."""
     node, split = match.node, match.node.inputs[0]
@@ -229,11 +305,14 @@ def _split(match: Match) -> Node | None:
 
 RULES: tuple[Rule, ...] = (
     ("conv_general_dilated", _conv),
+    ("conv", _absorb_padding),
     ("dot_general", _dot),
+    ("dot_general", _matmul),
     ("item", _split),
     ("reduce_sum", _sum),
     ("reduce_window_sum", _window_sum),
     ("mul", _with_constant(lambda c: c, None)),
+    ("mul", _multiply_values),
     ("div", _with_constant(_reciprocal, None, swapped=False)),
     ("add", _with_constant(None, lambda c: c)),
     ("sub", _with_constant(None, lambda c: -c, swapped=False)),
