@@ -1,7 +1,7 @@
 """The passes, in order.
 
-float graph     constants -> canonical, fold -> fuse       exact: the same function up to float rounding
-int8 graph      place -> lower -> merge         place decides, lower computes the integers, merge changes no bit
+float graph     constants -> products, layout -> canonical, fold -> fuse      exact up to float rounding
+int8 graph      place -> lower -> merge      place decides, lower computes the integers, merge changes no bit
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
 from jaxq.graph.rewrite import rewrite
-from jaxq.passes import canonical, fold, fuse
+from jaxq.passes import canonical, fold, fuse, layout
 from jaxq.passes.constants import fold_constants
 from jaxq.passes.lower import lower
 from jaxq.passes.merge import merge
@@ -20,7 +20,8 @@ from jaxq.passes.place import Placement
 def simplify(graph: Graph) -> Graph:
     """The exact passes on a traced graph."""
     graph = fold_constants(graph)
-    graph = rewrite(graph, canonical.RULES + fold.RULES)
+    graph = rewrite(graph, canonical.PRODUCTS + layout.RULES)
+    graph = rewrite(graph, canonical.RULES + fold.RULES + fuse.ACTIVATIONS)
     return name_parameters(rewrite(graph, fuse.RULES))
 
 

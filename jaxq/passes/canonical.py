@@ -7,14 +7,16 @@ Batch norm has no pattern of its own: in any spelling it is multiplications and 
 and every convolution and product with constant weights becomes one form, channels last.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Node, constant
+from jaxq.graph.node import Aval, Node
 from jaxq.graph.rewrite import Match, Rule
 from jaxq.passes.accumulating import OPEN, is_open, scaled, shifted, vector, weight_of
+from jaxq.passes.layout import transposed
 
 
 def _affine(node: Node, x: Node, attrs: Any = OPEN, **operands: Node | None) -> Node:
@@ -98,6 +100,13 @@ def _constant_minus(match: Match) -> Node | None:
     return _affine(match.node, x, scale=minus, bias=vector(value, match.node, "bias"))
 
 
+def _negative(match: Match) -> Node | None:
+    """-x = x * -1."""
+    node, x = match.node, match.node.inputs[0]
+    channels = None if x.is_constant else _channels(x)
+    return None if channels is None else _affine(node, x, scale=vector(-np.ones(channels), node, "scale"))
+
+
 def _add_values(match: Match) -> Node | None:
     """The sum of two values: a residual add."""
     x, y = match.node.inputs
@@ -144,17 +153,6 @@ def _window_sum(match: Match) -> Node | None:
     return node.replace(op="window_sum", attrs={**OPEN, "window": dict(node.attrs)}).with_operands({"x": x})
 
 
-def _transpose(x: Node, permutation: Sequence[int], name: str) -> Node:
-    """`x` with its axes permuted; of a constant, at once."""
-    permutation = tuple(int(axis) for axis in permutation)
-    if permutation == tuple(range(len(permutation))):
-        return x
-    if x.is_constant:
-        return constant(np.transpose(np.asarray(x.value), permutation), x.name)
-    aval = Aval(tuple(x.aval.shape[axis] for axis in permutation), x.aval.dtype)
-    return Node("transpose", (x,), {"permutation": permutation}, aval, name, scope=x.scope)
-
-
 def _reshape(x: Node, shape: tuple[Any, ...], name: str) -> Node:
     if shape == x.aval.shape:
         return x
@@ -180,9 +178,9 @@ def _conv(match: Match) -> Node | None:
     }
     last = (out[0], *out[2:], out[1])  # where batch, space and channels stand in the output
     aval = Aval(tuple(node.aval.shape[axis] for axis in last), node.aval.dtype)
-    x = _transpose(x, (lhs[0], *lhs[2:], lhs[1]), f"{node.name}/transpose_in")
+    x = transposed(x, (lhs[0], *lhs[2:], lhs[1]), f"{node.name}/transpose_in")
     conv = node.replace(op="conv", attrs=attrs, aval=aval).with_operands({"x": x, "weight": weight_of(node, kernel)})
-    return _transpose(conv, np.argsort(last).tolist(), f"{node.name}/transpose_out")
+    return transposed(conv, np.argsort(last).tolist(), f"{node.name}/transpose_out")
 
 
 def _dot(match: Match) -> Node | None:
@@ -200,7 +198,7 @@ def _dot(match: Match) -> Node | None:
     matrix = np.transpose(np.asarray(w.value, np.float32), (*w_free, *w_axes)).reshape(-1, depth)
     rows = tuple(x.aval.shape[axis] for axis in x_free)
     columns = tuple(w.aval.shape[axis] for axis in w_free)
-    x = _transpose(x, (*x_free, *x_axes), f"{node.name}/transpose_in")
+    x = transposed(x, (*x_free, *x_axes), f"{node.name}/transpose_in")
     x = _reshape(x, (*rows, depth), f"{node.name}/reshape_in")
     aval = Aval((*rows, matrix.shape[0]), node.aval.dtype)
     dot = node.replace(op="dot", attrs=OPEN | {"precision": node.attrs["precision"]}, aval=aval)
@@ -209,7 +207,39 @@ def _dot(match: Match) -> Node | None:
     if not on_left:
         return dot
     back = (*range(len(rows), len(rows) + len(columns)), *range(len(rows)))
-    return _transpose(dot, back, f"{node.name}/transpose_out")
+    return transposed(dot, back, f"{node.name}/transpose_out")
+
+
+def _grouped_dot(match: Match) -> Node | None:
+    """A product with a constant matrix for each index of the batch axes (a head, an expert): a 1x1 conv whose groups
+    are these indices, over x (N, rows, groups * K), weight (1, K, groups * F)."""
+    node = match.node
+    contracting, batch = node.attrs["dimension_numbers"]
+    on_left = node.inputs[0].is_constant
+    w, x = node.inputs if on_left else node.inputs[::-1]
+    if not w.is_constant or x.is_constant or not batch[0] or not node.aval.is_float or not x.aval.is_float:
+        return None
+    (w_axes, x_axes), (w_batch, x_batch) = (pair if on_left else pair[::-1] for pair in (contracting, batch))
+    x_free = [axis for axis in range(len(x.aval.shape)) if axis not in (*x_axes, *x_batch)]
+    w_free = [axis for axis in range(len(w.aval.shape)) if axis not in (*w_axes, *w_batch)]
+    shape = [tuple(w.aval.shape[axis] for axis in axes) for axes in (w_batch, w_axes, w_free)]
+    groups, depth, features = (prod(sizes) for sizes in shape)
+    rows = tuple(x.aval.shape[axis] for axis in x_free)
+    if not rows or not all(isinstance(size, int) for size in (*rows[1:], *(x.aval.shape[axis] for axis in x_batch))):
+        return None
+    kernel = np.transpose(np.asarray(w.value, np.float32), (*w_axes, *w_batch, *w_free))
+    x = transposed(x, (*x_free, *x_batch, *x_axes), f"{node.name}/transpose_in")
+    x = _reshape(x, (rows[0], prod(rows[1:]), groups * depth), f"{node.name}/reshape_in")
+    one, none = (1,), ((0, 0),)
+    geometry = {"strides": one, "padding": none, "lhs_dilation": one, "rhs_dilation": one, "groups": groups}
+    aval = Aval((rows[0], prod(rows[1:]), groups * features), node.aval.dtype)
+    conv = node.replace(op="conv", attrs=OPEN | geometry | {"precision": node.attrs["precision"]}, aval=aval)
+    conv = conv.with_operands({"x": x, "weight": weight_of(node, kernel.reshape(1, depth, -1))})
+    conv = _reshape(conv, (*rows, *shape[0], *shape[2]), f"{node.name}/reshape_out")
+    r, g, f = len(rows), len(shape[0]), len(shape[2])
+    row, group, feature = range(r), range(r, r + g), range(r + g, r + g + f)
+    last = (*group, *feature, *row) if on_left else (*group, *row, *feature)
+    return transposed(conv, last, f"{node.name}/transpose_out")
 
 
 def _split(match: Match) -> Node | None:
@@ -227,9 +257,14 @@ def _split(match: Match) -> Node | None:
     return node.replace(op="slice", inputs=(x,), attrs=attrs)
 
 
-RULES: tuple[Rule, ...] = (
+# The products first, with the transposes around them, so that `layout` can move these.
+PRODUCTS: tuple[Rule, ...] = (
     ("conv_general_dilated", _conv),
     ("dot_general", _dot),
+    ("dot_general", _grouped_dot),
+)
+
+RULES: tuple[Rule, ...] = (
     ("item", _split),
     ("reduce_sum", _sum),
     ("reduce_window_sum", _window_sum),
@@ -238,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     ("add", _with_constant(None, lambda c: c)),
     ("sub", _with_constant(None, lambda c: -c, swapped=False)),
     ("sub", _constant_minus),
+    ("neg", _negative),
     ("add", _add_values),
     ("max", _bound("lo")),
     ("min", _bound("hi")),
