@@ -151,7 +151,8 @@ def _macs(node: Node) -> int:
     if node.op == "dot":
         return size(node.aval) * node.operand("weight").aval.shape[1]
     if node.op == "matmul":
-        return size(node.aval) * int(node.operand("x").aval.shape[-1])
+        x = node.operand("x").aval
+        return size(node.aval) * size(Aval(x.shape[-1:], x.dtype))
     if node.op == "conv":  # the zeros that an input dilation inserts are no work
         taps = prod(node.operand("weight").aval.shape[:-1])
         return size(node.aval) * taps // prod(node.attrs["lhs_dilation"])

@@ -1,8 +1,7 @@
 """The passes, in order.
 
-float graph     constants -> canonical, fold -> fuse -> elementwise    exact: the same function up to rounding
-int8 graph      place -> lower -> tables -> merge    place decides, lower computes the integers, tables (into epilogues)
-                and merge change no bit
+float graph     constants -> products, layout -> canonical, fold -> fuse -> elementwise     exact up to float rounding
+int8 graph      place -> lower -> tables -> merge       place decides, lower computes the integers, the rest change no bit
 """
 
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from collections.abc import Mapping
 from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
 from jaxq.graph.rewrite import rewrite
-from jaxq.passes import canonical, fold, fuse, tables
+from jaxq.passes import canonical, fold, fuse, layout, products, tables
 from jaxq.passes.constants import fold_constants
 from jaxq.passes.elementwise import collapse
 from jaxq.passes.lower import lower
@@ -22,7 +21,8 @@ from jaxq.passes.place import Placement
 def simplify(graph: Graph) -> Graph:
     """The exact passes on a traced graph."""
     graph = fold_constants(graph)
-    graph = rewrite(graph, canonical.RULES + fold.RULES)
+    graph = rewrite(graph, products.RULES + layout.RULES)
+    graph = rewrite(graph, canonical.RULES + fold.RULES + fuse.ACTIVATIONS)
     return name_parameters(collapse(rewrite(graph, fuse.RULES)))
 
 

@@ -127,7 +127,9 @@ def _word(body: Graph, y: np.ndarray) -> str:
     slope = y[0] / _GRID[0]
     leaky = np.where(_GRID < 0, slope * _GRID, _GRID)
     for word, expected in {**_named(), "leaky_relu": leaky}.items():
-        if np.all(np.abs(y - expected) <= _SAME * (1 + np.abs(expected))):
+        bound = _SAME * (1 + np.abs(expected))
+        # Also f(-x): the sign may have gone into the layer before.
+        if np.all(np.abs(y - expected) <= bound) or np.all(np.abs(y[::-1] - expected) <= bound):
             return word
     ops = [node for node in body.nodes if node.op != "input" and uniform(node) is None]
     return ops[0].op if len(ops) == 1 else "elementwise"

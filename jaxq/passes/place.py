@@ -118,8 +118,12 @@ def data_inputs(node: Node) -> tuple[Node, ...]:
 
 def _unknown(node: Node) -> str:
     if node.op == "dot_general":
-        return "it flattens the batch together with another axis, or multiplies batches of constants"
+        if any(source.is_constant for source in node.inputs):
+            return "its constant has one matrix an example, or its operands are not float values"
+        return "it flattens the batch together with another axis"
     if node.op == "conv_general_dilated":
+        if node.inputs[1].is_constant:
+            return "it groups its batch, or has more than three spatial axes"
         return "its kernel is not a constant"
     if node.op == "add":
         return "both sides of the sum are broadcast"
