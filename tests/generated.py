@@ -50,8 +50,9 @@ def networks(draw: st.DrawFn, max_layers: int = 6) -> Network:
     width = draw(_WIDTHS)
     shape = (*(draw(st.integers(3, 6)) for _ in range(rank)), width)
     x = builder.rng.normal(size=(3, *shape)).astype(np.float32)
-    fun, _ = builder.chain(shape, draw(st.integers(1, max_layers)), depth=0)
-    return Network(fun, builder.params, x, tuple(builder.steps))
+    body, shape = builder.chain(shape, draw(st.integers(1, max_layers)), depth=0)
+    head, _ = builder.dense(shape) if draw(st.booleans()) else (lambda p, x: x, shape)  # what stands before may be int8
+    return Network(lambda p, x: head(p, body(p, x)), builder.params, x, tuple(builder.steps))
 
 
 _WIDTHS = st.sampled_from([1, 2, 3, 4, 5, 8])
@@ -84,7 +85,7 @@ class _Builder:
     def chain(self, shape: Shape, length: int, depth: int) -> tuple[Layer, Shape]:
         layers = []
         for _ in range(length):
-            kinds = [self.dense, self.dense, self.norm, self.activation, self.activation, self.movement]
+            kinds = [self.dense, self.dense, self.norm, self.activation, self.activation, self.movement, self.movement]
             if len(shape) > 1:
                 kinds += [self.conv, self.conv, self.conv, self.conv, self.pool, self.pool, self.mean]
             if depth < 2:
@@ -177,7 +178,7 @@ class _Builder:
         return self.done(shape, run, f"norm {spelling}")
 
     def activation(self, shape: Shape) -> tuple[Layer, Shape]:
-        name = self.draw(st.sampled_from(sorted(ACTIVATIONS)))
+        name = self.pick("relu", *sorted(ACTIVATIONS), "relu6", "clip", "relu")
         return self.done(shape, lambda p, x: ACTIVATIONS[name](x), name)
 
     def pool(self, shape: Shape) -> tuple[Layer, Shape]:
