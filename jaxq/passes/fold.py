@@ -29,7 +29,7 @@ def _fold_before(match: Match) -> Node | None:
     node, head = match.node, match.node.operand("x")
     if head.op != "affine" or not match.is_sole_user(head) or not is_open(head):
         return None
-    weight = node.operand("weight").value.astype(np.float64)
+    weight = node.operand("weight").value
     scale, bias = head.get("scale"), head.get("bias")
     channels = head.aval.shape[-1]
     if node.op == "conv":
@@ -42,7 +42,8 @@ def _fold_before(match: Match) -> Node | None:
     else:
         contracted, by_channel = (1,), (channels,)
     if bias is not None:
-        node = shifted(node, np.sum(weight * bias.value.reshape(by_channel), axis=contracted))
+        moved = weight * bias.value.astype(np.float64).reshape(by_channel)
+        node = shifted(node, np.sum(moved, axis=contracted))
     if scale is not None:
         weight = weight * scale.value.reshape(by_channel)
     operands = dict(zip(node.roles, node.inputs, strict=True))
