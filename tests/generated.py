@@ -61,7 +61,7 @@ Shape = tuple[int, ...]
 
 
 class _Builder:
-    """Draws layers one by one. Each method takes the shape of its input without the batch and returns (layer, shape)."""
+    """Draws layers one by one. A method takes the shape of its input without the batch and returns (layer, shape)."""
 
     def __init__(self, draw: st.DrawFn, rng: np.random.Generator) -> None:
         self.draw, self.rng = draw, rng
@@ -85,7 +85,18 @@ class _Builder:
     def chain(self, shape: Shape, length: int, depth: int) -> tuple[Layer, Shape]:
         layers = []
         for _ in range(length):
-            kinds = [self.dense, self.dense, self.norm, self.activation, self.activation, self.movement, self.movement]
+            kinds = [
+                self.block,
+                self.block,
+                self.block,
+                self.dense,
+                self.dense,
+                self.norm,
+                self.activation,
+                self.activation,
+                self.movement,
+                self.movement,
+            ]
             if len(shape) > 1:
                 kinds += [self.conv, self.conv, self.conv, self.conv, self.pool, self.pool, self.mean]
             if depth < 2:
@@ -101,6 +112,16 @@ class _Builder:
             return x
 
         return run, shape
+
+    def block(self, shape: Shape) -> tuple[Layer, Shape]:
+        """A conv or dense layer, a norm and an activation, in an order of those that people write."""
+        kinds = {"w": self.conv if len(shape) > 1 else self.dense, "n": self.norm, "a": self.activation}
+        layers = []
+        for letter in self.pick("wna", "nwa", "naw", "waw"):
+            layer, shape = kinds[letter](shape)
+            layers.append(layer)
+        first, second, third = layers
+        return (lambda p, x: third(p, second(p, first(p, x)))), shape
 
     def conv(self, shape: Shape) -> tuple[Layer, Shape]:
         rank, channels = len(shape) - 1, shape[-1]
