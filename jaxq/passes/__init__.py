@@ -1,7 +1,7 @@
 """The passes, in order.
 
 float graph     constants -> products, layout -> canonical, fold -> fuse -> elementwise     exact up to float rounding
-int8 graph      place -> lower -> tables -> merge       place decides, lower computes the integers, the rest change no bit
+int8 graph      place -> lower -> tables -> merge     place decides, lower computes the integers, the rest change no bit
 """
 
 from collections.abc import Mapping

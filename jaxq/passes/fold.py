@@ -55,10 +55,10 @@ def _fold_before(match: Match) -> Node | None:
     scale, bias = head.get("scale"), head.get("bias")
     if bias is not None and node.op == "conv" and _sees_zeros(node):
         return None
-    weight = node.operand("weight").value.astype(np.float64)
+    weight = node.operand("weight").value
     if bias is not None:
         contracted = tuple(range(weight.ndim - 1)) if node.op == "conv" else (1,)
-        node = shifted(node, np.sum(weight * _by_weight(node, bias.value), axis=contracted))
+        node = shifted(node, np.sum(weight * _by_weight(node, bias.value.astype(np.float64)), axis=contracted))
     if scale is not None:
         weight = weight * _by_weight(node, scale.value)
     operands = dict(zip(node.roles, node.inputs, strict=True))

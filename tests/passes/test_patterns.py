@@ -102,3 +102,14 @@ def test_the_passes_are_idempotent(small_cnn):
     again = passes.simplify(graph)
     assert shown(again) == shown(graph)
     assert [node.name for node in again.nodes] == [node.name for node in graph.nodes]
+
+
+def test_a_map_folds_into_a_dot_that_is_transposed_behind():
+    """The rule for the dot puts it below a transpose; the map before it folds all the same."""
+
+    def fun(params, x):
+        return jnp.tensordot(params["w"], x * params["scale"] + params["bias"], ((0,), (1,)))
+
+    params = {"w": networks.images(4, 5), "scale": networks.images(4, seed=1), "bias": networks.images(4, seed=2)}
+    graph = passes.simplify(trace(fun, params, (networks.images(3, 4),)).graph)
+    assert "affine" not in [node.op for node in graph.nodes]
