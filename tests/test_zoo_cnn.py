@@ -256,7 +256,9 @@ TINY = {
         num_classes=10, stem=(8, 8, 16), stages=((WIDTHS,), (WIDTHS,)), norm=False, rngs=rngs
     ),
     "mobilenet v2": lambda: mobilenet.MobileNetV2(STAGES, 8, 32, 10),
-    "mobilenet v2 nnx": lambda rngs: mobilenet.NnxMobileNetV2(stages=STAGES, stem=8, head=32, num_classes=10, rngs=rngs),
+    "mobilenet v2 nnx": lambda rngs: mobilenet.NnxMobileNetV2(
+        stages=STAGES, stem=8, head=32, num_classes=10, rngs=rngs
+    ),
     "mobilenet v3": lambda: mobilenet.MobileNetV3(
         (mobilenet.Block(3, 8, 8, True, "RE", 1), mobilenet.Block(5, 24, 12, True, "HS", 2)), 24, 32, 8, 10
     ),

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from networks import images
 from rewriting import X, linen, norm, shown, simplified
 
 from jaxq import passes
@@ -110,6 +111,6 @@ def test_a_map_folds_into_a_dot_that_is_transposed_behind():
     def fun(params, x):
         return jnp.tensordot(params["w"], x * params["scale"] + params["bias"], ((0,), (1,)))
 
-    params = {"w": networks.images(4, 5), "scale": networks.images(4, seed=1), "bias": networks.images(4, seed=2)}
-    graph = passes.simplify(trace(fun, params, (networks.images(3, 4),)).graph)
+    params = {"w": images(4, 5), "scale": images(4, seed=1), "bias": images(4, seed=2)}
+    graph = passes.simplify(trace(fun, params, (images(3, 4),)).graph)
     assert "affine" not in [node.op for node in graph.nodes]
