@@ -44,6 +44,10 @@ class Counts:
     fixed_because: str | None
     rows: tuple[Row, ...] = field(repr=False)
 
+    def named(self, part: str) -> list[Row]:
+        """The rows whose name holds `part`."""
+        return [row for row in self.rows if part in row.name]
+
 
 def _differs_by_channel(node: Node) -> bool:
     """True for a scale or bias of several values: a parameter, where a number is the same in each channel."""
