@@ -152,12 +152,12 @@ def v3_counts(*, blocks, gates, hard, residuals):
     others have relu, as has the first conv of a gate."""
     convs = 1 + 3 * blocks - 1 + 1 + 2 * gates
     return {
-        "int8": {"conv": convs, "dot": 2, "pool": gates + 1, "broadcast_in_dim": gates, "product": gates},
+        "int8": {"conv": convs, "dot": 2, "pool": gates + 1, "broadcast_in_dim": gates, "mul": gates},
         "fused": {
             "bias": convs + 2,
             "hard_swish": 1 + 2 * hard + 1 + 1,
             "relu": 2 * (blocks - hard) - 1 + gates,
-            "hard_sigmoid": gates,
+            "clip": gates,  # hard-sigmoid: x / 6 + 1 / 2 between 0 and 1
             "residual": residuals,
             "requantize": convs + 1 + gates + 1 + gates,  # convs, the first dense layer, means, products
         },

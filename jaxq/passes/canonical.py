@@ -127,7 +127,20 @@ def _multiply_values(match: Match) -> Node | None:
     pair = _whole_and_other(match.node)
     if pair is None or pair[1].is_constant:
         return None
-    return match.node.replace(op="product", attrs=OPEN).with_operands({"x": pair[0], "y": pair[1]})
+    x, y = pair
+    gate, scale = _without_scale(match, y)
+    return match.node.replace(op="product", attrs=OPEN).with_operands({"x": x, "y": gate, "scale": scale})
+
+
+def _without_scale(match: Match, y: Node) -> tuple[Node, Node | None]:
+    """y as (gate, scale) with y = gate * scale[c], where the gate is one number for all channels: what a layer norm
+    multiplies with, so that its scale can fold."""
+    if y.op == "mul" and match.is_sole_user(y):
+        for gate, c in (y.inputs, y.inputs[::-1]):
+            value = None if gate.is_constant or _channels(gate) != 1 else _per_channel(c, y)
+            if value is not None and len(gate.aval.shape) == len(y.aval.shape):
+                return gate, vector(value, match.node, "scale")
+    return y, None
 
 
 def _bound(side: str) -> Callable[[Match], Node | None]:

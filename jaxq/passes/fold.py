@@ -48,11 +48,14 @@ def _mapped_bounds(head: Node, scale: Node | None, bias: Node | None) -> dict[st
 
 
 def _fold_before(match: Match) -> Node | None:
-    """conv(affine(x)): w * scale[i] and bias + sum(w * bias[i]), the latter only where no padding meets the bias."""
+    """conv(affine(x)): w * scale[i] and bias + sum(w * bias[i]), the latter only where no padding meets the bias. A
+    product, such as that of a layer norm, gives up its scale and bias in the same way."""
     node, head = match.node, match.node.operand("x")
-    if head.op != "affine" or not match.is_sole_user(head) or not is_open(head):
+    if head.op not in ("affine", "product") or not match.is_sole_user(head) or not is_open(head):
         return None
     scale, bias = head.get("scale"), head.get("bias")
+    if head.op == "product" and scale is None and bias is None:
+        return None
     if bias is not None and node.op == "conv" and _sees_zeros(node):
         return None
     weight = node.operand("weight").value
@@ -62,7 +65,12 @@ def _fold_before(match: Match) -> Node | None:
     if scale is not None:
         weight = weight * _by_weight(node, scale.value)
     operands = dict(zip(node.roles, node.inputs, strict=True))
-    return ordered(node, operands | {"x": head.operand("x"), "weight": weight_of(node, weight)})
+    x = (
+        head.operand("x")
+        if head.op == "affine"
+        else head.with_operands({"x": head.operand("x"), "y": head.operand("y")})
+    )
+    return ordered(node, operands | {"x": x, "weight": weight_of(node, weight)})
 
 
 def _sees_zeros(conv: Node) -> bool:
