@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0: MobileNet-V2's network with other stages. (With its real weights: examples/efficientnet_lite0.py.)"""
+"""EfficientNet-Lite0: MobileNet-V2 with other stages. (Its real weights are in examples/efficientnet_lite0.py.)"""
 
 from functools import partial
 
