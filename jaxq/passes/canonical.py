@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Node
+from jaxq.graph.node import Aval, Node, uniform
 from jaxq.graph.rewrite import Match, Rule
 from jaxq.passes.accumulating import OPEN, is_open, scaled, shifted, vector
 
@@ -148,6 +148,8 @@ def _bound(side: str) -> Callable[[Match], Node | None]:
 
     def rule(match: Match) -> Node | None:
         for x, c in (match.node.inputs, match.node.inputs[::-1]):
+            if uniform(c) == (-np.inf if side == "lo" else np.inf) and x.aval == match.node.aval:
+                return x if match.is_sole_user(x) else None
             one_number = c.is_constant and c.value.size == 1 and not x.is_constant
             if one_number and _channels(x) is not None and x.aval.shape == match.node.aval.shape:
                 return _affine(match.node, x, {**OPEN, side: float(np.asarray(c.value).reshape(()))})

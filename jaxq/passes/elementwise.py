@@ -9,7 +9,7 @@ A table rounds its input to one of 256 levels, an error of up to half a step tha
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -58,16 +58,9 @@ def collapse(graph: Graph) -> Graph:
 
     Affine maps alone (a scale, a relu) stay what they are: they fold and fuse further.
     """
-    root: dict[Node, Node] = {}
-    for node in graph.nodes:
-        if (source := _root(node, root)) is not None:
-            root[node] = source
-    outputs = set(graph.outputs)
-    ends = {
-        node
-        for node, source in root.items()
-        if node.aval.is_float and (node in outputs or any(root.get(user) is not source for user in graph.users[node]))
-    }
+    farthest = _roots(graph)
+    root = _roots(graph, _ends(graph, farthest), farthest)
+    ends = _ends(graph, root)
     new: dict[Node, Node] = {}
     for node in (*graph.inputs, *graph.nodes):
         if node in new:
@@ -81,16 +74,39 @@ def collapse(graph: Graph) -> Graph:
     return Graph(tuple(new[node] for node in graph.inputs), tuple(new[node] for node in graph.outputs))
 
 
-def _root(node: Node, root: dict[Node, Node]) -> Node | None:
-    """The value of which the node is an elementwise function, or None."""
+def _roots(graph: Graph, cuts: Collection[Node] = (), otherwise: Mapping[Node, Node] | None = None) -> dict[Node, Node]:
+    """The value of which each node is an elementwise function: the nearest of the cuts, which are values that others
+    read too, or the farthest; where that is no one value, what it is otherwise."""
+    root: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if (operands := _operands(node)) is not None:
+            sources = {source if source in cuts else root.get(source, source) for source in operands}
+            source = sources.pop()
+            if not sources and source.aval.is_float:
+                root[node] = source
+            elif otherwise is not None and node in otherwise:
+                root[node] = otherwise[node]
+    return root
+
+
+def _ends(graph: Graph, root: Mapping[Node, Node]) -> set[Node]:
+    """The functions that something else than a longer function reads."""
+    outputs = set(graph.outputs)
+    return {
+        node
+        for node, source in root.items()
+        if node.aval.is_float and (node in outputs or any(root.get(user) is not source for user in graph.users[node]))
+    }
+
+
+def _operands(node: Node) -> list[Node] | None:
+    """What an elementwise op reads apart from constants of one number; None for any other op."""
     if node.op not in OPS or not isinstance(node.aval, Aval):
         return None
     operands = [source for source in node.inputs if uniform(source) is None]
     if not operands or any(source.is_constant or source.aval.shape != node.aval.shape for source in operands):
         return None
-    roots = {root.get(source, source) for source in operands}
-    source = roots.pop()
-    return source if not roots and source.aval.is_float else None
+    return operands
 
 
 def _body(end: Node, root: Node) -> Graph:

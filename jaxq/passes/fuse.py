@@ -1,8 +1,10 @@
 """Vertical fusion: residual add and activation into the epilogue of the conv, dot, pool or affine map before them."""
 
+import numpy as np
+
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Node
 from jaxq.graph.rewrite import Match, Rule
-from jaxq.passes.accumulating import is_open
+from jaxq.passes.accumulating import is_open, shifted
 from jaxq.passes.fold import fold_cast
 
 
@@ -35,6 +37,16 @@ def _fuse_residual(match: Match) -> Node | None:
     return _clipped(head.with_operands(operands | {"residual": other}, aval=node.aval), node)
 
 
+def _fuse_bias(match: Match) -> Node | None:
+    """(y + residual) + bias = (y + bias) + residual."""
+    node, head = match.node, match.node.operand("x")
+    if node.roles != ("x", "bias") or head.op not in ACCUMULATING or not match.is_sole_user(head):
+        return None
+    if (head.attrs["lo"], head.attrs["hi"]) != (-np.inf, np.inf):
+        return None
+    return _clipped(shifted(head, node.operand("bias").value), node).replace(aval=node.aval)
+
+
 def _fuse_activation(match: Match) -> Node | None:
     """clip(y): the bounds become those of the op that makes y."""
     node, head = match.node, match.node.operand("x")
@@ -48,6 +60,7 @@ ACTIVATIONS: tuple[Rule, ...] = (("affine", _fuse_activation),)
 
 RULES: tuple[Rule, ...] = (
     ("affine", _fuse_residual),
+    ("affine", _fuse_bias),
     *ACTIVATIONS,
     ("convert_element_type", fold_cast),
 )
