@@ -17,9 +17,9 @@ from jaxq.passes.place import LAYOUT
 
 MOVES = LAYOUT - {"reduce_max"} | {"dynamic_update_slice", "scatter"}
 
-# Flax's: means of x and of its square, each a sum and its scale; max(0, E[x^2] - E[x]^2) + epsilon; (x - mean) *
-# (rsqrt * scale), with the bias in that product's epilogue or in the layer behind it.
-LAYER_NORM = Counter(reduce_sum=2, affine=4, sub=2, square=2, rsqrt=1, mul=2)
+# Flax's: means of x and of its square, each a sum and its scale; max(0, E[x^2] - E[x]^2) + epsilon; (x - mean) * rsqrt,
+# with scale and bias in that product's epilogue or in the layer behind it.
+LAYER_NORM = Counter(reduce_sum=2, affine=4, sub=2, square=2, rsqrt=1, mul=1)
 # `scanned.normalised`: a mean, the mean of the centred square + epsilon, a product with scale and bias.
 PLAIN_NORM = Counter(reduce_sum=2, affine=2, sub=2, square=1, rsqrt=1, mul=1)
 SOFTMAX = Counter(reduce_max=1, sub=1, exp=1, reduce_sum=1, div=1)
@@ -165,7 +165,7 @@ def test_gpt():
     check(
         found,
         int8={"dot": 4 * layers + 1, "matmul": 2 * layers},
-        bias=4 * layers,  # the head is the transposed embedding
+        bias=4 * layers + 1,  # the head is the transposed embedding, and has the bias of the norm before it
         gelu=layers,
         residual=2 * layers,
         requantized=3 * layers,
@@ -182,7 +182,7 @@ def check_decoding(found, layers, norm):
     check(
         found,
         int8={"dot": 5 * layers + 1, "matmul": 2 * layers},
-        bias=5 * layers,
+        bias=5 * layers + 1,
         gelu=layers,
         residual=2 * layers,
         requantized=3 * layers,  # q, P V, up
