@@ -10,6 +10,9 @@ Ops that jaxq understands (after `passes`):
 The first three rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
 quantized graph take x, [weight], multiplier, bias, lo, hi, [residual, residual_multiplier], see `numerics.epilogue`.
 Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself.
+
+The attributes of scan, while and cond hold graphs, their bodies, whose "input" nodes stand for the operands. What a
+body reads of constants stands inside it (`graph/unroll.py`). Names are unique over a graph and all its bodies.
 """
 
 import dataclasses
@@ -23,6 +26,9 @@ import numpy as np
 
 ACCUMULATING = frozenset({"conv", "dot", "sum", "window_sum", "affine"})
 WEIGHTED = frozenset({"conv", "dot"})
+
+# The primitives whose attributes hold graphs, their bodies.
+CONTROL = frozenset({"scan", "while", "cond"})
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,26 @@ class Node:
         """The array of a "const" or "param" node."""
         return self.attrs["value"]
 
+    @property
+    def bodies(self) -> "tuple[Graph, ...]":
+        """The graphs inside a scan, while or cond."""
+        if self.op not in CONTROL:
+            return ()
+        values = (value if isinstance(value, tuple) else (value,) for value in self.attrs.values())
+        return tuple(item for items in values for item in items if isinstance(item, Graph))
+
+    def with_bodies(self, change: "Callable[[Graph], Graph]") -> "Node":
+        """The node with `change` applied to each of its bodies."""
+        if self.op not in CONTROL:
+            return self
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(changed, value))
+            return change(value) if isinstance(value, Graph) else value
+
+        return self.replace(attrs={key: changed(value) for key, value in self.attrs.items()})
+
     def replace(self, **changes: Any) -> "Node":
         return dataclasses.replace(self, **changes)
 
@@ -175,9 +201,19 @@ class Graph:
         return users
 
     @cached_property
+    def all_nodes(self) -> tuple[Node, ...]:
+        """The inputs, then every node in topological order; those of a body stand before the node that holds it."""
+        found: dict[Node, None] = dict.fromkeys(self.inputs)
+        for node in self.nodes:
+            for body in node.bodies:
+                found.update(dict.fromkeys(body.all_nodes))
+            found[node] = None
+        return tuple(found)
+
+    @cached_property
     def params(self) -> dict[str, Any]:
-        """The arrays of all "param" nodes by name: the argument `params` of the evaluated function."""
-        return {node.name: node.value for node in self.nodes if node.op == "param"}
+        """The arrays of all "param" nodes, of bodies too, by name: the argument `params` of the evaluated function."""
+        return {node.name: node.value for node in self.all_nodes if node.op == "param"}
 
     def map(self, change: Callable[[Node], Node]) -> "Graph":
         """The graph with `change` applied to every node, whose inputs are already the changed ones."""
