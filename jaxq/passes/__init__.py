@@ -2,6 +2,8 @@
 
 float graph     constants -> canonical, fold -> fuse       exact: the same function up to float rounding
 int8 graph      place -> lower -> merge         place decides, lower computes the integers, merge changes no bit
+
+Each pass goes through the bodies of scan, while and cond too.
 """
 
 from collections.abc import Mapping

@@ -41,6 +41,7 @@ class _Lowering:
     ints: dict[Node, Node] = field(default_factory=dict)
 
     def run(self, graph: Graph) -> Graph:
+        """The int8 graph of a graph or a body, which takes and gives floats."""
         for node in graph.inputs:
             self.floats[node] = node
         for node in graph.nodes:
@@ -89,7 +90,11 @@ class _Lowering:
     def _float(self, node: Node) -> Node:
         inputs = tuple(self.as_float(source) for source in node.inputs)
         fused = fused_words(node) if node.op in ACCUMULATING else ()
-        return node.replace(inputs=inputs, reason=self.placement.reasons.get(node, ""), fused=fused)
+        reason = self.placement.reasons.get(node, "")
+        return node.with_bodies(self._body).replace(inputs=inputs, reason=reason, fused=fused)
+
+    def _body(self, body: Graph) -> Graph:
+        return _Lowering(self.placement, self.thresholds, self.config).run(body)
 
     def _layout(self, node: Node) -> Node:
         """The same movement of integers; a conversion between float dtypes moves nothing."""

@@ -5,11 +5,13 @@
                 are at hand as integers and its result flows into an anchor
     the rest    float
 
+The body of a scan, while or cond is placed as a graph of its own: float values cross its border.
+
 An int8 layout op moves values and makes none, so its inputs and its result share one scale: a scale group. A group's
 threshold comes from the histograms of its sources, the values in it that no int8 layout op made.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 
@@ -36,10 +38,11 @@ _KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "max", "reduce_sum", "reduce_window
 @dataclass(frozen=True, eq=False)
 class ScaleGroup:
     """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
-    order names the group."""
+    order names the group. `in_body`: they stand in the body of a scan, while or cond."""
 
     sources: tuple[Node, ...]
     dtype: str
+    in_body: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +52,7 @@ class ScaleGroup:
 @dataclass(frozen=True, eq=False)
 class Placement:
     """`int8`: nodes that compute on integers. `groups`: the scale group of every value that exists as integers.
-    `reasons`: why each of the other nodes stays in float."""
+    `reasons`: why each of the other nodes stays in float. Those of bodies are among them all."""
 
     int8: frozenset[Node]
     groups: dict[Node, ScaleGroup]
@@ -60,8 +63,48 @@ class Placement:
         return tuple(dict.fromkeys(self.groups.values()))
 
 
-def place(graph: Graph, config: QuantConfig) -> Placement:
-    """Places the nodes of a folded and fused float graph."""
+def place(graph: Graph, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
+    """Places the nodes of a folded and fused float graph.
+
+    Args:
+      graph: with unique names.
+      config: whose rules keep layers in float.
+      unseen: names of the values that calibration observed and never saw. A body that holds one was never run, and
+        stays in float.
+    """
+    parts = [_place(graph, config), *_bodies(graph, config, unseen)]
+    return Placement(
+        frozenset().union(*(part.int8 for part in parts)),
+        {node: group for part in parts for node, group in part.groups.items()},
+        {node: reason for part in parts for node, reason in part.reasons.items()},
+    )
+
+
+def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Iterator[Placement]:
+    """The placements of all bodies in the graph."""
+    for node in graph.nodes:
+        for body in node.bodies:
+            if body is node.attrs.get("cond"):
+                why = "the condition of a while"
+                yield _in_float(tuple(body.all_nodes), f"{why} stays in float")
+            elif any(inner.name in unseen for inner in (*body.inputs, *body.nodes)):
+                yield _in_float(tuple(body.all_nodes), f"calibration never took this {_part(node)}")
+            else:
+                yield _place(body, config, in_body=True)
+                yield from _bodies(body, config, unseen)
+
+
+def _part(node: Node) -> str:
+    return "branch" if node.op == "cond" else "loop"
+
+
+def _in_float(nodes: Iterable[Node], reason: str) -> Placement:
+    made = (node for node in nodes if not node.is_constant and node.op != "input")
+    return Placement(frozenset(), {}, dict.fromkeys(made, reason))
+
+
+def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placement:
+    """The placement of the nodes of one graph, without those of its bodies."""
     reasons: dict[Node, str] = {}
     capable: set[Node] = set()
     anchors = {node for node in graph.nodes if node.op in WEIGHTED and not _set_reason(reasons, node, config)}
@@ -89,7 +132,7 @@ def place(graph: Graph, config: QuantConfig) -> Placement:
         if node not in int8 and node not in reasons and not node.is_constant and node.op != "input":
             known = node in capable
             reasons[node] = "its result is used in float only" if known else _unknown(node)
-    return Placement(frozenset(int8), _groups(graph, int8, wanted), reasons)
+    return Placement(frozenset(int8), _groups(graph, int8, wanted, in_body), reasons)
 
 
 def data_inputs(node: Node) -> tuple[Node, ...]:
@@ -107,7 +150,7 @@ def _unknown(node: Node) -> str:
     if node.op == "add":
         return "one side of the sum is broadcast, or a constant that is not one per channel"
     if node.op in ("scan", "while", "cond"):
-        return f"the body of a {node.op} stays in float"
+        return f"floats go in and out of the {'branches' if node.op == 'cond' else 'turns'} of a {node.op}"
     if node.op == "opaque":
         return f"{node.attrs['primitive'].name} has no int8 form"
     return f"{node.op} has no int8 form"
@@ -179,7 +222,7 @@ def _is_never_negative(node: Node, known: set[Node]) -> bool:
     return node.op in _NEVER_NEGATIVE or (node.op in _KEEPS_SIGN and operands_are)
 
 
-def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node, ScaleGroup]:
+def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool) -> dict[Node, ScaleGroup]:
     parent = {node: node for node in graph.nodes if node in wanted}
 
     def root(node: Node) -> Node:
@@ -201,5 +244,5 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node,
         sources = [node for node in group if not (node in int8 and node.op in LAYOUT)]
         sources.sort(key=order.__getitem__)
         dtype = "uint8" if all(source in positive for source in sources) else "int8"
-        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype)))
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, in_body)))
     return groups
