@@ -10,6 +10,7 @@ The epilogue of every accumulating op, in float32 and in this order:
     y = y + residual * residual_multiplier                  residual_multiplier = scale_residual / scale_out
     y = clip(y, lo[c], hi[c])                               the activation's bounds, cut to the output dtype's range
     out = convert(round_half_even(y))                       for an integer output; a float output is y itself
+    out = table[convert(round_half_even(y))]                where a table follows: y is then in the scale of its input
 
 Each product is rounded before it is added. Compilers contract a * b + c to a fused multiply-add, which skips that
 rounding; a clamp at the largest finite float on the product keeps the two apart and changes no finite value.
@@ -25,6 +26,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 # The most products that an int32 accumulator holds: K * 127 * 127 and K * 255 * 127 below 2**31.
 MAX_PRODUCTS = {"int8": 133_144, "uint8": 66_311}
+MAX_ACCUMULATED = 2**31 - 1
 
 
 def largest_level(dtype: str) -> int:
@@ -54,6 +56,17 @@ def dequantize(q: jax.Array, scale: jax.Array, *, dtype: np.dtype) -> jax.Array:
     return (q.astype(jnp.float32) * scale).astype(dtype)
 
 
+def lookup(q: jax.Array, table: jax.Array) -> jax.Array:
+    """The entry of `table` (256,) for every int8 or uint8 `q`: entry i is that of the integer whose byte is i."""
+    index = lax.bitcast_convert_type(q, jnp.uint8).astype(jnp.int32)
+    return table.at[index].get(mode="promise_in_bounds")
+
+
+def levels(dtype: str) -> np.ndarray:
+    """The integer that each byte is in the dtype, int32 (256,): the order of a table's entries."""
+    return np.arange(256, dtype=np.uint8).view(dtype).astype(np.int32)
+
+
 def epilogue(
     acc: jax.Array,
     multiplier: jax.Array,
@@ -62,18 +75,21 @@ def epilogue(
     hi: jax.Array,
     residual: jax.Array | None = None,
     residual_multiplier: jax.Array | None = None,
+    table: jax.Array | None = None,
     *,
     dtype: np.dtype,
 ) -> jax.Array:
     """The int32 accumulator `(..., C)` to the output dtype; see the module's docstring for the arithmetic.
 
-    `multiplier`, `bias`, `lo`, `hi` are float32 `(C,)`; `residual` has the accumulator's shape and is int8, uint8 or
-    float; `residual_multiplier` is a float32 scalar.
+    `multiplier`, `bias`, `lo`, `hi` are float32 `(C,)`; `residual` broadcasts to the accumulator's shape and is int8,
+    uint8 or float; `residual_multiplier` is a float32 scalar; `table` is of `dtype` (256,), looked up by int8.
     """
     y = _rounded(acc.astype(jnp.float32) * multiplier) + bias
     if residual is not None and residual_multiplier is not None:
         y = y + _rounded(residual.astype(jnp.float32) * residual_multiplier)
     y = jnp.clip(y, lo, hi)
+    if table is not None:
+        return lookup(_to_integer(y, "int8"), table)
     dtype = np.dtype(dtype)
     return _to_integer(y, dtype.name) if dtype.name in BOUNDS else y.astype(dtype)
 

@@ -15,6 +15,7 @@ _OPS = {
     "reduce_window_min": "pool",
     "window_sum": "pool",
     "sum": "pool",
+    "product": "mul",
     "conv_general_dilated": "conv",
     "dot_general": "dot",
 }
@@ -127,10 +128,12 @@ def _row(node: Node, turns: int) -> Row:
     op = node.op
     if op == "affine":
         op = "add" if node.get("residual") is not None else "affine"
+    elif op == "table":
+        op = node.attrs["word"]
     elif op == "opaque":
         op = node.attrs["primitive"].name
     int8 = node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
-    data = [node.operand(role) for role in ("x", "residual") if role in node.roles] if node.roles else node.inputs
+    data = [node.operand(role) for role in ("x", "y", "residual") if role in node.roles] if node.roles else node.inputs
     avals = [source.aval for source in data if isinstance(source.aval, Aval) and not source.is_constant]
     outs = (node.aval,) if isinstance(node.aval, Aval) else node.aval
     scale = None
@@ -156,6 +159,9 @@ def _macs(node: Node) -> int:
 
     if node.op == "dot":
         return size(node.aval) * node.operand("weight").aval.shape[1]
+    if node.op == "matmul":
+        x = node.operand("x").aval
+        return size(node.aval) * size(Aval(x.shape[-1:], x.dtype))
     if node.op == "conv":  # the zeros that an input dilation inserts are no work
         taps = prod(node.operand("weight").aval.shape[:-1])
         return size(node.aval) * taps // prod(node.attrs["lhs_dilation"])

@@ -1,6 +1,7 @@
 """Small networks in the ways Flax users write them, with weights and batch statistics that are not the initial ones."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -97,10 +98,27 @@ def images(*shape: int, seed: int = 0) -> np.ndarray:
 def variables(model: nn.Module, *args: Any, seed: int = 0) -> Any:
     """Random variables of the model's shapes; none is the 0 or 1 that an initialiser would give. (Flax's own
     initialisers take seconds to compile.)"""
+    return drawn(jax.eval_shape(model.init, jax.random.key(seed), *args), seed)
+
+
+def nnx_module(make: Callable[[nnx.Rngs], nnx.Module], seed: int = 0) -> Any:
+    """The module that `make` builds, in inference mode, its state drawn as `variables` draws it."""
+    graph_def, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(seed))))
+    module = nnx.merge(graph_def, drawn(state, seed))
+    module.eval()
+    return module
+
+
+def drawn(shapes: Any, seed: int = 0) -> Any:
+    """A pytree of random arrays of the given shapes, of a size that suits the names in their paths."""
     rng = np.random.default_rng(seed)
 
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        kind, value = path[-1].key, rng.normal(size=leaf.shape)
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> Any:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):  # the state of dropout
+            is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            return jax.random.key(seed) if is_key else np.zeros(leaf.shape, leaf.dtype)
+        kind = [key.key for key in path if hasattr(key, "key")][-1]
+        value = rng.normal(size=leaf.shape)
         if kind in ("scale", "var"):
             value = np.exp(0.3 * value)
         elif leaf.ndim > 1:
@@ -109,7 +127,7 @@ def variables(model: nn.Module, *args: Any, seed: int = 0) -> Any:
             value *= 0.3
         return value.astype(leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(seed), *args))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def mlp(params: Any, x: jax.Array) -> jax.Array:

@@ -14,6 +14,8 @@ def supports(node: Node) -> str | None:
     """Why the kernel does not take the (bound) node, or None."""
     if "multiplier" not in node.roles or node.op not in ("conv", "dot"):
         return f"{node.op} has no kernel yet"
+    if "table" in node.roles:
+        return "its epilogue has no table yet"
     if node.op == "conv" and not _is_pointwise(node):
         return "only 1x1 convolutions without padding and groups are matrix products"
     rows, depth, columns = _sizes(node)
@@ -22,6 +24,8 @@ def supports(node: Node) -> str | None:
     x = jax.ShapeDtypeStruct((rows, depth), node.operand("x").aval.dtype)
     weight = jax.ShapeDtypeStruct((columns, depth), node.operand("weight").aval.dtype)
     shortcut = node.get("residual")
+    if shortcut is not None and shortcut.aval.shape != node.aval.shape:
+        return "its residual is broadcast"
     residual = None if shortcut is None else jax.ShapeDtypeStruct((rows, columns), shortcut.aval.dtype)
     return pallas_kernels.supports(x, weight, residual, out_dtype=node.aval.dtype)
 

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jaxq import numerics
-from jaxq.graph.evaluate import contract, convolve, reference
+from jaxq.graph.evaluate import contract, convolve, matmul, reference
 from jaxq.graph.node import Node
 
 
@@ -49,7 +49,7 @@ def lower(node: Node, tactic: None = None) -> Callable[..., Any]:
 
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
-        acc = total(node, given.pop("x"), given.pop("weight", None))
+        acc = total(node, given.pop("x"), given.pop("y" if "y" in given else "weight", None))
         return numerics.epilogue(acc, **given, dtype=node.aval.dtype)
 
     return run
@@ -59,6 +59,17 @@ def _dot(node: Node, x: jax.Array, weight: jax.Array) -> jax.Array:
     del node
     signed, correction = _signed(x, weight, axis=1)
     return contract(signed, weight, jnp.int32) + correction
+
+
+def _matmul(node: Node, x: jax.Array, y: jax.Array) -> jax.Array:
+    """x . y of bytes is that of the signed ones x - 128 and y - 128, with sums over K added where 128 was taken."""
+    del node
+    acc, depth = matmul(_shifted(x), _shifted(y), jnp.int32), x.shape[-1]
+    if x.dtype == jnp.uint8:
+        acc += 128 * jnp.sum(_shifted(y), axis=-1, dtype=jnp.int32)[..., None, :]
+    if y.dtype == jnp.uint8:
+        acc += 128 * jnp.sum(_shifted(x), axis=-1, dtype=jnp.int32)[..., :, None]
+    return acc + 128 * 128 * depth if x.dtype == y.dtype == jnp.uint8 else acc
 
 
 def _conv(node: Node, x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -96,15 +107,24 @@ def _window_sum(node: Node, x: jax.Array, weight: None) -> jax.Array:
     return _windowed(x.astype(jnp.int32), node.attrs["window"], 0, jnp.add)
 
 
-_SUMS: dict[str, Callable[..., jax.Array]] = {"conv": _conv, "dot": _dot, "window_sum": _window_sum}
+_SUMS: dict[str, Callable[..., jax.Array]] = {
+    "conv": _conv,
+    "dot": _dot,
+    "matmul": _matmul,
+    "window_sum": _window_sum,
+}
 
 
 def _signed(x: jax.Array, weight: jax.Array, axis: Any) -> tuple[jax.Array, jax.Array]:
     """int8 x as it is; uint8 x less 128, and what that takes from the sums of each output channel."""
     if x.dtype == jnp.int8:
         return x, jnp.zeros((), jnp.int32)
-    signed = lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
-    return signed, 128 * jnp.sum(weight.astype(jnp.int32), axis=axis)
+    return _shifted(x), 128 * jnp.sum(weight.astype(jnp.int32), axis=axis)
+
+
+def _shifted(x: jax.Array) -> jax.Array:
+    """int8 x as it is, uint8 x less 128."""
+    return x if x.dtype == jnp.int8 else lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
 
 
 def _pad(node: Node, x: jax.Array, value: int) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxq import numerics
-from jaxq.graph.node import CONTROL, WEIGHTED, Graph, Node
+from jaxq.graph.node import ACCUMULATING, CONTROL, WEIGHTED, Graph, Node
 from jaxq.graph.primitives import BY_NAME, precision_of
 
 Lower = Callable[[Node], Callable[..., Any]]
@@ -110,24 +110,37 @@ def contract(x: jax.Array, weight: jax.Array, dtype: Any, precision: Any = None)
     return lax.dot_general(x, weight, dimensions, precision=precision_of(precision), preferred_element_type=dtype)
 
 
-def accumulate(node: Node, x: jax.Array, weight: jax.Array | None, dtype: Any) -> jax.Array:
-    """The sum of an accumulating op before its epilogue, in `dtype` (float32, or int32 for integer operands)."""
-    precision = node.attrs["precision"] if node.op in WEIGHTED and dtype == jnp.float32 else None
+def matmul(x: jax.Array, y: jax.Array, dtype: Any, precision: Any = None) -> jax.Array:
+    """x (..., M, K) times y (..., N, K) to (..., M, N), the leading axes of both alike."""
+    batch = tuple(range(x.ndim - 2))
+    dimensions = (((x.ndim - 1,), (y.ndim - 1,)), (batch, batch))
+    return lax.dot_general(x, y, dimensions, precision=precision_of(precision), preferred_element_type=dtype)
+
+
+def accumulate(node: Node, operands: dict[str, Any], dtype: Any) -> jax.Array:
+    """The sum of an accumulating op before its epilogue, in `dtype` (float32, or int32 for integer operands). What is
+    summed, "x" and "weight" or "y", is taken out of the operands."""
+    precision = node.attrs.get("precision") if dtype == jnp.float32 else None
+    x = operands.pop("x").astype(dtype)
     if node.op == "conv":
-        return convolve(node, x.astype(dtype), weight.astype(dtype), dtype, precision)  # type: ignore[union-attr]
+        return convolve(node, x, operands.pop("weight").astype(dtype), dtype, precision)
     if node.op == "dot":
-        return contract(x.astype(dtype), weight.astype(dtype), dtype, precision)  # type: ignore[union-attr]
+        return contract(x, operands.pop("weight").astype(dtype), dtype, precision)
+    if node.op == "matmul":
+        return matmul(x, operands.pop("y").astype(dtype), dtype, precision)
+    if node.op == "product":
+        return x * operands.pop("y").astype(dtype)
     if node.op == "sum":
-        return lax.reduce_sum(x.astype(dtype), node.attrs["axes"])
+        return lax.reduce_sum(x, node.attrs["axes"])
     if node.op == "window_sum":
-        return BY_NAME["reduce_window_sum"].apply(x.astype(dtype), **node.attrs["window"])
-    return x.astype(dtype)
+        return BY_NAME["reduce_window_sum"].apply(x, **node.attrs["window"])
+    return x
 
 
 def _int8_reference(node: Node) -> Callable[..., Any]:
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
-        acc = accumulate(node, given.pop("x"), given.pop("weight", None), jnp.int32)
+        acc = accumulate(node, given, jnp.int32)
         return numerics.epilogue(acc, **given, dtype=node.aval.dtype)
 
     return run
@@ -136,7 +149,7 @@ def _int8_reference(node: Node) -> Callable[..., Any]:
 def _float_accumulating(node: Node) -> Callable[..., Any]:
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
-        y = accumulate(node, given["x"], given.get("weight"), jnp.float32)
+        y = accumulate(node, given, jnp.float32)
         if "scale" in given:
             y = y * given["scale"]
         if "bias" in given:
@@ -152,6 +165,16 @@ def _float_accumulating(node: Node) -> Callable[..., Any]:
     return run
 
 
+def _elementwise(node: Node) -> Callable[..., Any]:
+    body = node.attrs["body"]
+    return lambda x: evaluate(body, body.params, [x])[0]
+
+
+def _table(node: Node) -> Callable[..., Any]:
+    del node
+    return numerics.lookup
+
+
 def _quantize(node: Node) -> Callable[..., Any]:
     return lambda x, multiplier: numerics.quantize(x, multiplier, dtype=node.aval.dtype.name)
 
@@ -161,7 +184,9 @@ def _dequantize(node: Node) -> Callable[..., Any]:
 
 
 _FLOAT: dict[str, Callable[[Node], Callable[..., Any]]] = {
-    **dict.fromkeys(("conv", "dot", "sum", "window_sum", "affine"), _float_accumulating),
+    **dict.fromkeys(ACCUMULATING, _float_accumulating),
+    "elementwise": _elementwise,
+    "table": _table,
     "quantize": _quantize,
     "dequantize": _dequantize,
 }
@@ -185,14 +210,17 @@ def fake_quantized(node: Node) -> Callable[..., jax.Array]:
         def real(role: str) -> Any:
             return given[role].astype(jnp.float32) * jnp.float32(_scale(node.operand(role)))
 
-        x = real("x")
-        if node.op in ("conv", "dot"):
+        summed: dict[str, Any] = {role: real(role) for role in ("x", "y") if role in given}
+        scale_in = jnp.asarray(1.0, jnp.float32)
+        if node.op in WEIGHTED:
             scale_weight = jnp.asarray(_scale(node.operand("weight")), jnp.float32)
             axis = (-1,) if node.op == "conv" else (-1, 1)
-            y = accumulate(node, x, given["weight"].astype(jnp.float32) * scale_weight.reshape(axis), jnp.float32)
-            y = y / scale_out
+            summed["weight"] = given["weight"].astype(jnp.float32) * scale_weight.reshape(axis)
+            y = accumulate(node, summed, jnp.float32) / scale_out
         else:
-            y = accumulate(node, x, None, jnp.float32) * (given["multiplier"] / jnp.float32(_scale(node.operand("x"))))
+            for role in summed:
+                scale_in = scale_in * jnp.float32(_scale(node.operand(role)))
+            y = accumulate(node, summed, jnp.float32) * (given["multiplier"] / scale_in)
         y = y + given["bias"]
         if "residual" in given:
             y = y + real("residual") / scale_out

@@ -3,12 +3,18 @@
 Ops that jaxq understands (after `passes`):
 
     conv, dot          x, weight, [bias], [residual]           channels last; weight HWIO for conv, (N, K) for dot
+    matmul             x, y, [scale], [bias], [residual]       two values: (..., M, K) times (..., N, K) to (..., M, N)
+    product            x, y, [scale], [bias], [residual]       x * y, y broadcast to the shape of x: a gate
     sum, window_sum    x, [scale], [bias], [residual]          mean and average pool: a sum and its scale
     affine             x, [scale], [bias], [residual]          x * scale + bias + residual: batch norm, add, relu
+    elementwise        x                                       any function of one value, as a graph `attrs["body"]`;
+                                                               `attrs["word"]` names it: "gelu", "silu", ...
+    table              x, table                                its int8 form: 256 entries, one for each byte
     quantize, dequantize                                       the borders of the int8 regions
 
-The first three rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
-quantized graph take x, [weight], multiplier, bias, lo, hi, [residual, residual_multiplier], see `numerics.epilogue`.
+The first five rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
+quantized graph take x, [weight or y], multiplier, bias, lo, hi, [residual, residual_multiplier], [table], see
+`numerics.epilogue`. A residual may broadcast to the op's shape.
 Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself.
 
 The attributes of scan, while and cond hold graphs, their bodies, whose "input" nodes stand for the operands. What a
@@ -24,8 +30,10 @@ from typing import Any
 import jax
 import numpy as np
 
-ACCUMULATING = frozenset({"conv", "dot", "sum", "window_sum", "affine"})
+ACCUMULATING = frozenset({"conv", "dot", "matmul", "product", "sum", "window_sum", "affine"})
 WEIGHTED = frozenset({"conv", "dot"})
+# The ops that int8 is there for. They read these operands as integers.
+ANCHORS = {"conv": ("x",), "dot": ("x",), "matmul": ("x", "y")}
 
 # The primitives whose attributes hold graphs, their bodies.
 CONTROL = frozenset({"scan", "while", "cond"})
@@ -155,6 +163,17 @@ def constant(value: Any, name: str = "") -> Node:
         value = value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
     aval = Aval(tuple(value.shape), value.dtype)
     return Node("const" if aval.shape == () else "param", (), {"value": value}, aval, name)
+
+
+def uniform(node: Node) -> Any:
+    """The one number that every element of a constant is, also of one that is broadcast at run time; else None."""
+    if node.op in ("broadcast_in_dim", "reshape", "convert_element_type"):
+        return uniform(node.inputs[0])
+    if not node.is_constant or node.value.size == 0:
+        return None
+    value = np.asarray(node.value)
+    first = value.reshape(-1)[0]
+    return first if value.size == 1 or bool(np.all(value == first)) else None
 
 
 def topological(outputs: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -43,22 +43,23 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         match.uses[node] = uses
         match.depth[node] = 1 + max((match.depth.get(source, 0) for source in node.inputs), default=0)
 
+    def settled(node: Node, uses: int) -> Node:
+        """What the node becomes when no rule applies any more to it, nor to what a rule put below it."""
+        while True:
+            below = tuple(source if source in match.uses else settled(source, 1) for source in node.inputs)
+            if any(a is not b for a, b in zip(below, node.inputs, strict=True)):
+                node = node.replace(inputs=below)
+            know(node, uses)
+            match.node = node
+            replaced = next((r for rule in table.get(node.op, ()) if (r := rule(match)) is not None), None)
+            if replaced is None:
+                return node
+            node = replaced
+
     new: dict[Node, Node] = {}
     for node in (*graph.inputs, *graph.nodes):
-        if node in new:
-            continue
-        current = node.replace(inputs=tuple(new[source] for source in node.inputs))
-        current = current.with_bodies(lambda body: rewrite(body, rules))
-        know(current, counts.get(node, 0))
-        while True:
-            match.node = current
-            replaced = next((r for rule in table.get(current.op, ()) if (r := rule(match)) is not None), None)
-            if replaced is None:
-                break
-            for source in replaced.inputs:
-                if source not in match.uses:
-                    know(source, 1)
-            know(replaced, counts.get(node, 0))
-            current = replaced
-        new[node] = current
+        if node not in new:
+            moved = node.replace(inputs=tuple(new[source] for source in node.inputs))
+            moved = moved.with_bodies(lambda body: rewrite(body, rules))
+            new[node] = settled(moved, counts.get(node, 0))
     return Graph(tuple(new[node] for node in graph.inputs), tuple(new[node] for node in graph.outputs))

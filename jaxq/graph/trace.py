@@ -26,7 +26,7 @@ SIZES = (2, 3)
 CHECK = 5
 
 # The last component of a parameter's path when it names the array and not the layer that owns it.
-_LEAF = re.compile(r"^(kernel|weight|w|bias|b|embedding|scale|value|\d+)$", re.IGNORECASE)
+_LEAF = re.compile(r"^(kernel|weight|w|bias|b|embedding|scale|\d+)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def _trace_once(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> 
 
 
 def _path(path: Sequence[Any]) -> str:
-    """A pytree path as `a/b/0`; an NNX variable's `.value` is not part of its name."""
-    parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    return "/".join(part for part in parts if part != "value")
+    """A pytree path as `a/b/0`; an NNX variable's attribute `.value` is not part of its name."""
+    keys = [key for key in path if key != jax.tree_util.GetAttrKey("value")]
+    return "/".join(jax.tree_util.keystr((key,), simple=True) for key in keys)
 
 
 def _aval(var: Any) -> Aval:

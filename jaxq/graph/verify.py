@@ -36,7 +36,7 @@ def _is_int8(node: Node) -> bool:
 
 
 def _unknown(node: Node) -> bool:
-    ours = (*ACCUMULATING, *_BORDERS, "input", "const", "param", "item", "opaque")
+    ours = (*ACCUMULATING, *_BORDERS, "elementwise", "table", "input", "const", "param", "item", "opaque")
     return node.op not in ours and node.op not in BY_NAME
 
 
@@ -44,8 +44,10 @@ def _unknown(node: Node) -> bool:
 _ROLES = {
     "quantize": {"x", "multiplier"},
     "dequantize": {"x", "scale"},
-    **{op: {"x"} for op in ACCUMULATING - WEIGHTED},
+    "table": {"x", "table"},
+    **{op: {"x"} for op in ACCUMULATING},
     **{op: {"x", "weight"} for op in WEIGHTED},
+    **{op: {"x", "y"} for op in ("matmul", "product")},
 }
 
 
@@ -66,8 +68,13 @@ def _bad_vector(node: Node) -> bool:
     )
 
 
+def _bad_table(node: Node) -> bool:
+    table = node.get("table")
+    return table is not None and table.aval != Aval((256,), node.aval.dtype)
+
+
 def _unscaled(node: Node) -> bool:
-    made = _is_int8(node) or node.op == "quantize"
+    made = _is_int8(node) or node.op in ("quantize", "table")
     return made and _is_integer(node) and node.qtype is None
 
 
@@ -89,11 +96,13 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
     "float": (
         *_ANY,
         (_is_int8, "has an int8 epilogue in a float graph"),
-        (lambda node: node.op in _BORDERS, "is a border in a float graph"),
+        (lambda node: node.op in (*_BORDERS, "table"), "is an int8 op in a float graph"),
     ),
     "quantized": (
         *_ANY,
         (_bad_vector, "has an epilogue operand that is no float32 vector of its channels"),
+        (lambda node: node.op == "elementwise", "is a function without its table"),
+        (_bad_table, "has a table that is not 256 entries of its dtype"),
         (_unscaled, "makes integers of unknown scale"),
     ),
 }

@@ -1,7 +1,7 @@
 """The passes, in order.
 
-float graph     constants -> canonical, fold -> fuse       exact: the same function up to float rounding
-int8 graph      place -> lower -> merge         place decides, lower computes the integers, merge changes no bit
+float graph     constants -> products, layout -> canonical, fold -> fuse -> elementwise     exact up to float rounding
+int8 graph      place -> lower -> tables -> merge     place decides, lower computes the integers, the rest change no bit
 
 Each pass goes through the bodies of scan, while and cond too.
 """
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
 from jaxq.graph.rewrite import rewrite
-from jaxq.passes import canonical, fold, fuse
+from jaxq.passes import canonical, fold, fuse, layout, products, tables
 from jaxq.passes.constants import fold_constants
+from jaxq.passes.elementwise import collapse
 from jaxq.passes.lower import lower
 from jaxq.passes.merge import merge
 from jaxq.passes.parameters import name_parameters
@@ -22,10 +23,12 @@ from jaxq.passes.place import Placement
 def simplify(graph: Graph) -> Graph:
     """The exact passes on a traced graph."""
     graph = fold_constants(graph)
-    graph = rewrite(graph, canonical.RULES + fold.RULES)
-    return name_parameters(rewrite(graph, fuse.RULES))
+    graph = rewrite(graph, products.RULES + layout.RULES)
+    graph = rewrite(graph, canonical.RULES + fold.RULES + fuse.ACTIVATIONS)
+    return name_parameters(collapse(rewrite(graph, fuse.RULES)))
 
 
 def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:
     """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name."""
-    return name_parameters(merge(lower(graph, placement, thresholds, config)))
+    graph = rewrite(lower(graph, placement, thresholds, config), tables.RULES)
+    return name_parameters(merge(graph))

@@ -21,7 +21,7 @@ def scaled(node: Node, scale: np.ndarray) -> Node:
     if node.op in WEIGHTED:
         weight = operands["weight"].value
         factor = scale if node.op == "conv" else scale[:, None]
-        operands["weight"] = weight_of(node, weight.astype(np.float64) * factor)
+        operands["weight"] = weight_of(node, weight * factor)  # one rounding: a product of two float32 needs no more
     else:
         before = operands["scale"].value if "scale" in operands else 1.0
         operands["scale"] = vector(before * scale.astype(np.float64), node, "scale")
@@ -39,7 +39,7 @@ def shifted(node: Node, bias: np.ndarray) -> Node:
 
 
 def ordered(node: Node, operands: dict[str, Node]) -> Node:
-    order = ("x", "weight", "scale", "bias", "residual")
+    order = ("x", "weight", "y", "scale", "bias", "residual")
     return node.with_operands({role: operands.get(role) for role in order})
 
 

@@ -4,17 +4,17 @@ Batch norm has no pattern of its own: in any spelling it is multiplications and 
 
     affine(x) = x * scale[c] + bias[c] + residual, clipped to [lo, hi]
 
-and every convolution and product with constant weights becomes one form, channels last.
+and a sum or product of two values is an affine map with a residual, or a gate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Node, constant
+from jaxq.graph.node import Aval, Node, uniform
 from jaxq.graph.rewrite import Match, Rule
-from jaxq.passes.accumulating import OPEN, is_open, scaled, shifted, vector, weight_of
+from jaxq.passes.accumulating import OPEN, is_open, scaled, shifted, vector
 
 
 def _affine(node: Node, x: Node, attrs: Any = OPEN, **operands: Node | None) -> Node:
@@ -42,17 +42,18 @@ def _per_channel(node: Node, other: Node) -> np.ndarray | None:
 
 def _per_feature(node: Node, other: Node, match: Match) -> np.ndarray | None:
     """The constant `node` as a vector (N,) where `other` is a dot's (..., N) with N split into several axes (heads and
-    their channels, say) over which the constant ranges."""
+    their channels, say) and the constant varies over these alone."""
     if other.op != "reshape" or not node.is_constant or not node.aval.is_float or not match.is_sole_user(other):
         return None
     head = other.inputs[0]
     rows, shape = head.aval.shape[:-1], other.aval.shape
     if head.op != "dot" or not is_open(head) or match.uses[head] != 1 or shape[: len(rows)] != rows:
         return None
-    lead, columns = node.aval.shape[: -len(shape[len(rows) :])], shape[len(rows) :]
-    if any(dim != 1 for dim in lead) or len(node.aval.shape) < len(columns):
+    varies = (*(1 for _ in range(len(shape) - len(node.aval.shape))), *node.aval.shape)
+    if len(varies) > len(shape) or any(dim != 1 for dim in varies[: len(rows)]):
         return None
-    return np.broadcast_to(np.asarray(node.value, np.float32), (*lead, *columns)).reshape(-1).copy()
+    value = np.asarray(node.value, np.float32).reshape(varies[len(rows) :])
+    return np.broadcast_to(value, shape[len(rows) :]).reshape(-1).copy()
 
 
 def _with_constant(
@@ -66,6 +67,11 @@ def _with_constant(
         for x, c in pairs:
             if x.is_constant or x.aval.shape != node.aval.shape:
                 continue
+            if (value := _per_feature(c, x, match)) is not None:
+                head = x.inputs[0]
+                head = head if scale is None else scaled(head, scale(value))
+                head = head if bias is None else shifted(head, bias(value))
+                return x.replace(inputs=(head,))
             if (value := _per_channel(c, x)) is not None:
                 return _affine(
                     node,
@@ -73,11 +79,6 @@ def _with_constant(
                     scale=None if scale is None else vector(scale(value), node, "scale"),
                     bias=None if bias is None else vector(bias(value), node, "bias"),
                 )
-            if (value := _per_feature(c, x, match)) is not None:
-                head = x.inputs[0]
-                head = head if scale is None else scaled(head, scale(value))
-                head = head if bias is None else shifted(head, bias(value))
-                return x.replace(inputs=(head,))
         return None
 
     return rule
@@ -98,11 +99,35 @@ def _constant_minus(match: Match) -> Node | None:
     return _affine(match.node, x, scale=minus, bias=vector(value, match.node, "bias"))
 
 
+def _negative(match: Match) -> Node | None:
+    """-x = x * -1."""
+    node, x = match.node, match.node.inputs[0]
+    channels = None if x.is_constant else _channels(x)
+    return None if channels is None else _affine(node, x, scale=vector(-np.ones(channels), node, "scale"))
+
+
+def _whole_and_other(node: Node) -> tuple[Node, Node] | None:
+    """The operands of a binary op on floats: one that is no constant and has the result's shape, and the other."""
+    if _channels(node) is None:
+        return None
+    for x, y in (node.inputs, node.inputs[::-1]):
+        if not x.is_constant and x.aval == node.aval and y.aval.is_float and len(y.aval.shape) == len(x.aval.shape):
+            return x, y
+    return None
+
+
 def _add_values(match: Match) -> Node | None:
-    """The sum of two values: a residual add."""
-    x, y = match.node.inputs
-    same = isinstance(x.aval, Aval) and x.aval == y.aval and _channels(x) is not None
-    return _affine(match.node, x, residual=y) if same and not (x.is_constant or y.is_constant) else None
+    """The sum of two values, or of a value and a constant that is not one per channel: a residual add."""
+    pair = _whole_and_other(match.node)
+    return None if pair is None else _affine(match.node, pair[0], residual=pair[1])
+
+
+def _multiply_values(match: Match) -> Node | None:
+    """The product of two values, such as an activation and its gate."""
+    pair = _whole_and_other(match.node)
+    if pair is None or pair[1].is_constant:
+        return None
+    return match.node.replace(op="product", attrs=OPEN).with_operands({"x": pair[0], "y": pair[1]})
 
 
 def _bound(side: str) -> Callable[[Match], Node | None]:
@@ -110,6 +135,8 @@ def _bound(side: str) -> Callable[[Match], Node | None]:
 
     def rule(match: Match) -> Node | None:
         for x, c in (match.node.inputs, match.node.inputs[::-1]):
+            if uniform(c) == (-np.inf if side == "lo" else np.inf) and x.aval == match.node.aval:
+                return x if match.is_sole_user(x) else None
             one_number = c.is_constant and c.value.size == 1 and not x.is_constant
             if one_number and _channels(x) is not None and x.aval.shape == match.node.aval.shape:
                 return _affine(match.node, x, {**OPEN, side: float(np.asarray(c.value).reshape(()))})
@@ -144,74 +171,6 @@ def _window_sum(match: Match) -> Node | None:
     return node.replace(op="window_sum", attrs={**OPEN, "window": dict(node.attrs)}).with_operands({"x": x})
 
 
-def _transpose(x: Node, permutation: Sequence[int], name: str) -> Node:
-    """`x` with its axes permuted; of a constant, at once."""
-    permutation = tuple(int(axis) for axis in permutation)
-    if permutation == tuple(range(len(permutation))):
-        return x
-    if x.is_constant:
-        return constant(np.transpose(np.asarray(x.value), permutation), x.name)
-    aval = Aval(tuple(x.aval.shape[axis] for axis in permutation), x.aval.dtype)
-    return Node("transpose", (x,), {"permutation": permutation}, aval, name, scope=x.scope)
-
-
-def _reshape(x: Node, shape: tuple[Any, ...], name: str) -> Node:
-    if shape == x.aval.shape:
-        return x
-    return Node("reshape", (x,), {"new_sizes": shape}, Aval(shape, x.aval.dtype), name, scope=x.scope)
-
-
-def _conv(match: Match) -> Node | None:
-    """A convolution with a constant kernel, channels last: x (N, spatial..., C), weight (spatial..., C / groups, O)."""
-    node, (x, w) = match.node, match.node.inputs
-    lhs, rhs, out = node.attrs["dimension_numbers"]
-    if not w.is_constant or x.is_constant or node.attrs["batch_group_count"] != 1 or not node.aval.is_float:
-        return None
-    if len(lhs) - 2 > 3:
-        return None
-    kernel = np.transpose(np.asarray(w.value, np.float32), (*rhs[2:], rhs[1], rhs[0]))
-    attrs = OPEN | {
-        "strides": node.attrs["window_strides"],
-        "padding": node.attrs["padding"],
-        "lhs_dilation": node.attrs["lhs_dilation"],
-        "rhs_dilation": node.attrs["rhs_dilation"],
-        "groups": node.attrs["feature_group_count"],
-        "precision": node.attrs["precision"],
-    }
-    last = (out[0], *out[2:], out[1])  # where batch, space and channels stand in the output
-    aval = Aval(tuple(node.aval.shape[axis] for axis in last), node.aval.dtype)
-    x = _transpose(x, (lhs[0], *lhs[2:], lhs[1]), f"{node.name}/transpose_in")
-    conv = node.replace(op="conv", attrs=attrs, aval=aval).with_operands({"x": x, "weight": weight_of(node, kernel)})
-    return _transpose(conv, np.argsort(last).tolist(), f"{node.name}/transpose_out")
-
-
-def _dot(match: Match) -> Node | None:
-    """A product with a constant matrix: x (..., K), weight (N, K) to (..., N), between reshapes where needed."""
-    node = match.node
-    contracting, (batch, _) = node.attrs["dimension_numbers"]
-    on_left = node.inputs[0].is_constant
-    w, x = node.inputs if on_left else node.inputs[::-1]
-    if not w.is_constant or x.is_constant or batch or not node.aval.is_float or not x.aval.is_float:
-        return None
-    w_axes, x_axes = contracting if on_left else contracting[::-1]
-    x_free = [axis for axis in range(len(x.aval.shape)) if axis not in x_axes]
-    w_free = [axis for axis in range(len(w.aval.shape)) if axis not in w_axes]
-    depth = int(np.prod([w.aval.shape[axis] for axis in w_axes], dtype=np.int64))
-    matrix = np.transpose(np.asarray(w.value, np.float32), (*w_free, *w_axes)).reshape(-1, depth)
-    rows = tuple(x.aval.shape[axis] for axis in x_free)
-    columns = tuple(w.aval.shape[axis] for axis in w_free)
-    x = _transpose(x, (*x_free, *x_axes), f"{node.name}/transpose_in")
-    x = _reshape(x, (*rows, depth), f"{node.name}/reshape_in")
-    aval = Aval((*rows, matrix.shape[0]), node.aval.dtype)
-    dot = node.replace(op="dot", attrs=OPEN | {"precision": node.attrs["precision"]}, aval=aval)
-    dot = dot.with_operands({"x": x, "weight": weight_of(node, matrix)})
-    dot = _reshape(dot, (*rows, *columns), f"{node.name}/reshape_out")
-    if not on_left:
-        return dot
-    back = (*range(len(rows), len(rows) + len(columns)), *range(len(rows)))
-    return _transpose(dot, back, f"{node.name}/transpose_out")
-
-
 def _split(match: Match) -> Node | None:
     """A part of a split is a slice, which moves integers as well as floats."""
     node, split = match.node, match.node.inputs[0]
@@ -227,17 +186,18 @@ def _split(match: Match) -> Node | None:
     return node.replace(op="slice", inputs=(x,), attrs=attrs)
 
 
+# The products first, with the transposes around them, so that `layout` can move these.
 RULES: tuple[Rule, ...] = (
-    ("conv_general_dilated", _conv),
-    ("dot_general", _dot),
     ("item", _split),
     ("reduce_sum", _sum),
     ("reduce_window_sum", _window_sum),
     ("mul", _with_constant(lambda c: c, None)),
+    ("mul", _multiply_values),
     ("div", _with_constant(_reciprocal, None, swapped=False)),
     ("add", _with_constant(None, lambda c: c)),
     ("sub", _with_constant(None, lambda c: -c, swapped=False)),
     ("sub", _constant_minus),
+    ("neg", _negative),
     ("add", _add_values),
     ("max", _bound("lo")),
     ("min", _bound("hi")),

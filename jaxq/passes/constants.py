@@ -17,7 +17,8 @@ def fold_constants(graph: Graph) -> Graph:
     graph = graph.map(lambda node: node.with_bodies(fold_constants))
     folded: set[Node] = set()
     for node in graph.nodes:
-        if node.is_constant or (node.inputs and all(source in folded for source in node.inputs) and _may_fold(node)):
+        made = node.inputs or node.op == "iota"
+        if node.is_constant or (made and all(source in folded for source in node.inputs) and _may_fold(node)):
             folded.add(node)
     read = {source for node in graph.nodes if node not in folded for source in node.inputs} | set(graph.outputs)
     frontier = tuple(node for node in graph.nodes if node in folded and node in read and not node.is_constant)

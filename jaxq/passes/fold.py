@@ -1,7 +1,7 @@
 """Every per-channel affine map into the weights beside it.
 
 Two affine maps in a row are one. A conv or dot takes the map behind it into its weights and bias, and the map before it
-too where the padding allows. Activations and residuals wait for `fuse`.
+too where the padding allows. Bounds follow the map behind them; residuals wait for `fuse`.
 """
 
 import numpy as np
@@ -12,16 +12,39 @@ from jaxq.passes.accumulating import is_open, ordered, scaled, shifted, weight_o
 
 
 def _fold_behind(match: Match) -> Node | None:
-    """affine(conv(x)): the scale goes into the weights, the bias into the bias."""
+    """affine(conv(x)): the scale goes into the weights and the bounds, the bias into the bias and the bounds. What the
+    affine map does after both, a residual and bounds of its own, stays behind."""
     node, head = match.node, match.node.operand("x")
-    if head.op not in ACCUMULATING or not match.is_sole_user(head) or not is_open(head) or not is_open(node):
-        return None
     scale, bias = node.get("scale"), node.get("bias")
+    if head.op not in ACCUMULATING or not match.is_sole_user(head) or head.get("residual") is not None:
+        return None
+    if scale is None and bias is None:
+        return head.replace(aval=node.aval) if is_open(node) else None
+    bounds = _mapped_bounds(head, scale, bias)
+    if bounds is None:
+        return None
     if scale is not None:
         head = scaled(head, scale.value)
     if bias is not None:
         head = shifted(head, bias.value)
-    return head.replace(aval=node.aval)
+    head = head.with_attrs(**bounds)
+    if is_open(node):
+        return head.replace(aval=node.aval)
+    return node.with_operands({"x": head, "residual": node.get("residual")})
+
+
+def _mapped_bounds(head: Node, scale: Node | None, bias: Node | None) -> dict[str, float] | None:
+    """clip(y, lo, hi) * scale + bias = clip(y * scale + bias, lo', hi'): these bounds, or None where they are not the
+    same for all channels."""
+    ends = np.array([head.attrs["lo"], head.attrs["hi"]])
+    if not np.any(np.isfinite(ends)):
+        return {}
+    factor = np.ones(1) if scale is None else scale.value.astype(np.float64)
+    if not (np.all(factor > 0) or np.all(factor < 0)):
+        return None
+    mapped = np.sort(ends[:, None] * factor + (0.0 if bias is None else bias.value.astype(np.float64)), axis=0)
+    lo, hi = mapped[:, 0]
+    return {"lo": float(lo), "hi": float(hi)} if np.all(mapped == mapped[:, :1]) else None
 
 
 def _fold_before(match: Match) -> Node | None:
@@ -29,24 +52,30 @@ def _fold_before(match: Match) -> Node | None:
     node, head = match.node, match.node.operand("x")
     if head.op != "affine" or not match.is_sole_user(head) or not is_open(head):
         return None
-    weight = node.operand("weight").value.astype(np.float64)
     scale, bias = head.get("scale"), head.get("bias")
-    channels = head.aval.shape[-1]
-    if node.op == "conv":
-        if node.attrs["groups"] != 1 or (bias is not None and any(map(any, node.attrs["padding"]))):
-            return None
-        if bias is not None and any(dilation != 1 for dilation in node.attrs["lhs_dilation"]):
-            return None
-        contracted = tuple(range(weight.ndim - 1))
-        by_channel: tuple[int, ...] = (channels, 1)
-    else:
-        contracted, by_channel = (1,), (channels,)
+    if bias is not None and node.op == "conv" and _sees_zeros(node):
+        return None
+    weight = node.operand("weight").value
     if bias is not None:
-        node = shifted(node, np.sum(weight * bias.value.reshape(by_channel), axis=contracted))
+        contracted = tuple(range(weight.ndim - 1)) if node.op == "conv" else (1,)
+        node = shifted(node, np.sum(weight * _by_weight(node, bias.value.astype(np.float64)), axis=contracted))
     if scale is not None:
-        weight = weight * scale.value.reshape(by_channel)
+        weight = weight * _by_weight(node, scale.value)
     operands = dict(zip(node.roles, node.inputs, strict=True))
     return ordered(node, operands | {"x": head.operand("x"), "weight": weight_of(node, weight)})
+
+
+def _sees_zeros(conv: Node) -> bool:
+    """True where padding or dilation puts zeros between the values that the conv sums."""
+    return any(map(any, conv.attrs["padding"])) or any(dilation != 1 for dilation in conv.attrs["lhs_dilation"])
+
+
+def _by_weight(node: Node, vector: np.ndarray) -> np.ndarray:
+    """A constant per input channel where the weight (..., C / groups, O) of a conv, or (N, K) of a dot, reads it."""
+    if node.op == "dot":
+        return vector
+    groups = node.attrs["groups"]
+    return np.repeat(vector.reshape(groups, -1).T, node.aval.shape[-1] // groups, axis=1)
 
 
 def fold_cast(match: Match) -> Node | None:

@@ -43,8 +43,11 @@ def _fuse_activation(match: Match) -> Node | None:
     return _clipped(head, node).replace(aval=node.aval)
 
 
+# Folding needs these as well: an affine map behind an activation moves its bounds.
+ACTIVATIONS: tuple[Rule, ...] = (("affine", _fuse_activation),)
+
 RULES: tuple[Rule, ...] = (
     ("affine", _fuse_residual),
-    ("affine", _fuse_activation),
+    *ACTIVATIONS,
     ("convert_element_type", fold_cast),
 )

@@ -4,17 +4,21 @@ With x = s_x * q_x and w[c] = s_w[c] * q_w[c], an accumulating op with scale[c],
 
     y / s_y = acc * (s_x * s_w[c] * scale[c] / s_y) + bias[c] / s_y + q_r * (s_r / s_y)
 
-clipped to [max(lo / s_y, smallest level), min(hi / s_y, largest level)]. A float output has s_y = 1 and no levels.
+clipped to [max(lo / s_y, smallest level), min(hi / s_y, largest level)]; of two values the second one's scale stands
+for s_w. A float output has s_y = 1 and no levels. An elementwise function f of x is the table of f(s_x * q) / s_y for
+every q; in float it is the ops it was made of.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node, QType, constant
+from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Names, Node, QType, constant
+from jaxq.passes.elementwise import apply, expand
 from jaxq.passes.place import LAYOUT, Placement
 
 
@@ -27,7 +31,10 @@ def lower(graph: Graph, placement: Placement, thresholds: Mapping[str, float], c
       thresholds: for every scale group's name the largest magnitude that its scale covers.
       config: how weights are quantized.
     """
-    return _Lowering(placement, thresholds, config).run(graph)
+    names = Names()
+    for node in graph.all_nodes:
+        names.unique(node.name)
+    return _Lowering(placement, thresholds, config, names).run(graph)
 
 
 @dataclass
@@ -37,28 +44,34 @@ class _Lowering:
     placement: Placement
     thresholds: Mapping[str, float]
     config: QuantConfig
+    names: Names
     floats: dict[Node, Node] = field(default_factory=dict)
     ints: dict[Node, Node] = field(default_factory=dict)
 
     def run(self, graph: Graph) -> Graph:
         """The int8 graph of a graph or a body, which takes and gives floats."""
-        for node in graph.inputs:
-            self.floats[node] = node
-        for node in graph.nodes:
-            if node in self.floats:
-                continue
+        exact = {group for group in self.placement.groups.values() if group.exact}
+        byte_sources = {source.inputs[0] for group in exact for source in group.sources}
+        for node in dict.fromkeys((*graph.inputs, *graph.nodes)):
             if node not in self.placement.int8:
-                moved = node if node.is_constant else self._float(node)
-                self.floats[node] = moved
+                moved = node if node.is_constant or node.op == "input" else self._float(node)
+                self.floats[node] = moved.replace(qtype=QType("uint8", 1.0)) if node in byte_sources else moved
+            elif node.inputs[0] in byte_sources:
+                self.ints[node] = self.floats[node.inputs[0]]
+            elif node.op == "elementwise":
+                self.ints[node] = self._table(node)
             elif node.op in LAYOUT:
                 self.ints[node] = self._layout(node)
             else:
                 lowered = self._accumulating(node)
                 (self.ints if node in self.placement.groups else self.floats)[node] = lowered
-        return Graph(graph.inputs, tuple(self.as_float(node) for node in graph.outputs))
+        inputs = tuple(self.floats[node] for node in graph.inputs)
+        return Graph(inputs, tuple(self.as_float(node) for node in graph.outputs))
 
     def qtype(self, node: Node) -> QType:
         group = self.placement.groups[node]
+        if group.exact:
+            return QType(group.dtype, 1.0)
         return QType(group.dtype, self.thresholds[group.name] / numerics.largest_level(group.dtype))
 
     def as_float(self, node: Node) -> Node:
@@ -88,13 +101,35 @@ class _Lowering:
         return self.ints[node]
 
     def _float(self, node: Node) -> Node:
-        inputs = tuple(self.as_float(source) for source in node.inputs)
-        fused = fused_words(node) if node.op in ACCUMULATING else ()
+        moved = node.with_bodies(self._body).replace(inputs=tuple(self.as_float(source) for source in node.inputs))
         reason = self.placement.reasons.get(node, "")
-        return node.with_bodies(self._body).replace(inputs=inputs, reason=reason, fused=fused)
+
+        def explained(node: Node) -> Node:
+            return node.replace(reason=reason, fused=fused_words(node) if node.op in ACCUMULATING else ())
+
+        if node.op != "elementwise":
+            return explained(moved)
+        # An op may be part of several functions, and stand beside them too.
+        end = node.attrs["body"].outputs[0].name
+        return expand(
+            moved,
+            lambda op: explained(op if op.name == end else op.replace(name=self.names.unique(op.name))),
+        )
 
     def _body(self, body: Graph) -> Graph:
-        return _Lowering(self.placement, self.thresholds, self.config).run(body)
+        return _Lowering(self.placement, self.thresholds, self.config, self.names).run(body)
+
+    def _table(self, node: Node) -> Node:
+        x, qtype = self.as_int(node.operand("x")), self.qtype(node)
+        assert x.qtype is not None
+        body = node.attrs["body"]
+        real = numerics.levels(x.qtype.dtype).astype(np.float32) * np.float32(x.qtype.scale)
+        values = apply(body, real.astype(body.inputs[0].aval.dtype))
+        entries = numerics.quantize(values, jnp.float32(1.0 / qtype.scale), dtype=qtype.dtype)
+        table = constant(np.asarray(entries), f"{node.name}/table")
+        aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
+        attrs = {"word": node.attrs["word"]}
+        return node.replace(op="table", attrs=attrs, aval=aval, qtype=qtype).with_operands({"x": x, "table": table})
 
     def _layout(self, node: Node) -> Node:
         """The same movement of integers; a conversion between float dtypes moves nothing."""
@@ -105,12 +140,16 @@ class _Lowering:
         aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
         if node.op == "pad":
             inputs: tuple[Node, ...] = (x, constant(np.zeros((), qtype.dtype)))
+        elif node.op == "dynamic_slice":
+            inputs = (x, *(self.as_float(index) for index in node.inputs[1:]))
         else:
             inputs = tuple(self.as_int(source) for source in node.inputs)
         return node.replace(inputs=inputs, aval=aval, qtype=qtype)
 
     def _residual(self, node: Node, residual: Node) -> Node:
         """As integers where it exists so, or where the output does; a residual between float values stays float."""
+        if residual.is_constant:
+            return residual
         only_int = residual in self.ints and residual not in self.floats
         return self.as_int(residual) if only_int or node in self.placement.groups else self.as_float(residual)
 
@@ -126,6 +165,10 @@ class _Lowering:
         if node.op in WEIGHTED:
             weight, scale_weight = self._weight(node)
             multiplier = multiplier * scale_weight
+        y = None
+        if (other := node.get("y")) is not None:
+            y = self.as_int(other)
+            multiplier = multiplier * y.qtype.scale  # type: ignore[union-attr]
         if (scale := node.get("scale")) is not None:
             multiplier = multiplier * scale.value
         bias_node = node.get("bias")
@@ -138,6 +181,7 @@ class _Lowering:
         operands: dict[str, Node | None] = {
             "x": x,
             "weight": weight,
+            "y": y,
             "multiplier": vector(multiplier, "multiplier"),
             "bias": vector(bias, "bias"),
             "lo": vector(lo, "lo"),

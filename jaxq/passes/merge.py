@@ -1,7 +1,7 @@
 """Horizontal fusion: int8 convs or dots that read one value become one, and slices of its output channels.
 
 It runs on the int8 graph, where it changes no bit: each branch brings its own weights, multipliers, biases and bounds,
-all of them per output channel. Branches merge where geometry and output dtype agree and neither has a residual.
+all of them per output channel. Branches merge where geometry and output dtype agree and none has a residual or a table.
 """
 
 from collections.abc import Hashable
@@ -41,6 +41,8 @@ def merge(graph: Graph) -> Graph:
 def _family(node: Node) -> Hashable:
     """What parallel branches have in common; None for a node that never merges."""
     if node.op not in WEIGHTED or "multiplier" not in node.roles or node.get("residual") is not None:
+        return None
+    if node.get("table") is not None:
         return None
     kernel = node.operand("weight").aval.shape[:-1] if node.op == "conv" else node.operand("weight").aval.shape[1:]
     geometry = tuple((key, value) for key, value in sorted(node.attrs.items()) if key not in ("lo", "hi"))

@@ -1,30 +1,33 @@
 """Which nodes compute on integers, which values exist as integers, and which of those share one scale.
 
-    anchor      a conv or dot with constant weights: int8 wherever the rules and the accumulator allow
-    flexible    a pool, add, affine map or layout op: int8 where it stands between int8 nodes, that is, where its inputs
-                are at hand as integers and its result flows into an anchor
+    anchor      a conv or dot, a product of two matrices: int8 wherever the rules and the accumulator allow
+    flexible    a pool, add, gate, affine map, elementwise function or layout op: int8 where it stands between int8
+                nodes, that is, where its inputs are at hand as integers and its result flows into an anchor
     the rest    float
 
 The body of a scan, while or cond is placed as a graph of its own: float values cross its border.
 
 An int8 layout op moves values and makes none, so its inputs and its result share one scale: a scale group. A group's
-threshold comes from the histograms of its sources, the values in it that no int8 layout op made.
+threshold comes from the histograms of its sources, the values in it that no int8 layout op made. The bytes of an image
+that the function converts to float are integers of scale 1 already, and need no threshold: an exact group.
 """
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
+from jaxq.graph.node import ACCUMULATING, ANCHORS, WEIGHTED, Aval, Graph, Node
+from jaxq.passes.elementwise import LARGEST_SLOPE
 
 LAYOUT = frozenset(
     {
-        *("reshape", "transpose", "squeeze", "broadcast_in_dim", "tile", "rev", "slice", "pad"),
-        *("concatenate", "stack", "reduce_max", "reduce_window_max"),
+        *("reshape", "transpose", "squeeze", "broadcast_in_dim", "tile", "rev", "slice", "dynamic_slice", "pad"),
+        *("concatenate", "stack", "max", "min", "reduce_max", "reduce_window_max"),
         *("convert_element_type", "copy", "name", "stop_gradient"),
     }
 )
@@ -32,16 +35,18 @@ LAYOUT = frozenset(
 # Primitives whose result cannot be negative, whatever they are given.
 _NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "cosh", "erfc"})
 # Primitives whose float result cannot be negative when no operand is.
-_KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "max", "reduce_sum", "reduce_window_sum", "select_n", "min", "cumsum"}
+_KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "reduce_sum", "reduce_window_sum", "select_n", "cumsum", "log1p"}
 
 
 @dataclass(frozen=True, eq=False)
 class ScaleGroup:
     """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
-    order names the group. `in_body`: they stand in the body of a scan, while or cond."""
+    order names the group. `exact`: they are bytes that the function itself made floats of; their scale is 1. `in_body`:
+    they stand in the body of a scan, while or cond."""
 
     sources: tuple[Node, ...]
     dtype: str
+    exact: bool = False
     in_body: bool = False
 
     @property
@@ -60,7 +65,8 @@ class Placement:
 
     @property
     def scale_groups(self) -> tuple[ScaleGroup, ...]:
-        return tuple(dict.fromkeys(self.groups.values()))
+        """The groups that need a threshold."""
+        return tuple(group for group in dict.fromkeys(self.groups.values()) if not group.exact)
 
 
 def place(graph: Graph, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
@@ -107,12 +113,14 @@ def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placemen
     """The placement of the nodes of one graph, without those of its bodies."""
     reasons: dict[Node, str] = {}
     capable: set[Node] = set()
-    anchors = {node for node in graph.nodes if node.op in WEIGHTED and not _set_reason(reasons, node, config)}
-    feeding = {node.operand("x") for node in anchors}
+    anchors = {node for node in graph.nodes if node.op in ANCHORS and not _set_reason(reasons, node, config)}
+    feeding = {node.operand(role) for node in anchors for role in ANCHORS[node.op]}
     for node in graph.nodes:
-        if node in anchors:
+        if node in anchors or _reads_bytes(node):
             capable.add(node)
-        elif node.op in ACCUMULATING - WEIGHTED or node.op in LAYOUT:
+        elif node.op in ACCUMULATING or node.op in LAYOUT or node.op == "elementwise":
+            if node.op in ANCHORS:
+                continue
             at_hand = all(source in capable or source in feeding for source in data_inputs(node))
             if not at_hand:
                 reasons[node] = "its inputs are float"
@@ -122,33 +130,47 @@ def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placemen
     wanted: set[Node] = set()
     for node in reversed(graph.nodes):
         for user in graph.users[node]:
-            if node not in data_inputs(user):
+            if node not in data_inputs(user) or _reads_bytes(user):
                 continue
-            needs = user.operand("x") is node if user in anchors else False
+            needs = user in anchors and any(user.operand(role) is node for role in ANCHORS[user.op])
             if needs or (user in capable and user in wanted):
                 wanted.add(node)
     int8 = anchors | (capable & wanted)
+    groups = _groups(graph, int8, wanted, in_body)
+    int8 -= {node for node in int8 if _reads_bytes(node) and not groups[node].exact}
     for node in graph.nodes:
         if node not in int8 and node not in reasons and not node.is_constant and node.op != "input":
             known = node in capable
             reasons[node] = "its result is used in float only" if known else _unknown(node)
-    return Placement(frozenset(int8), _groups(graph, int8, wanted, in_body), reasons)
+    return Placement(frozenset(int8), groups, reasons)
+
+
+def _reads_bytes(node: Node) -> bool:
+    """True for the conversion of bytes, an image's, to floats."""
+    if node.op != "convert_element_type" or not node.aval.is_float or node.inputs[0].is_constant:
+        return False
+    return node.inputs[0].aval.dtype == np.uint8
 
 
 def data_inputs(node: Node) -> tuple[Node, ...]:
-    """The operands that are activations: not weights, constants per channel or a padding value."""
+    """The operands that are activations: not weights and other constants, a padding value or indices."""
     if node.op in ACCUMULATING:
-        return tuple(s for role in ("x", "residual") if (s := node.get(role)) is not None)
-    return node.inputs[:1] if node.op == "pad" else node.inputs
+        operands = (node.get(role) for role in ("x", "y", "residual"))
+        return tuple(operand for operand in operands if operand is not None and not operand.is_constant)
+    return node.inputs[:1] if node.op in ("pad", "dynamic_slice") else node.inputs
 
 
 def _unknown(node: Node) -> str:
     if node.op == "dot_general":
-        return "neither operand is a constant"
+        if any(source.is_constant for source in node.inputs):
+            return "its constant has one matrix an example, or its operands are not float values"
+        return "it flattens the batch together with another axis"
     if node.op == "conv_general_dilated":
+        if node.inputs[1].is_constant:
+            return "it groups its batch, or has more than three spatial axes"
         return "its kernel is not a constant"
     if node.op == "add":
-        return "one side of the sum is broadcast, or a constant that is not one per channel"
+        return "both sides of the sum are broadcast"
     if node.op in ("scan", "while", "cond"):
         return f"floats go in and out of the {'branches' if node.op == 'cond' else 'turns'} of a {node.op}"
     if node.op == "opaque":
@@ -171,14 +193,25 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
         return "an operand is a constant or not a float value"
     if not config.quantizes(node.name):
         return f"rule {config.rule(node.name).pattern!r}"  # type: ignore[union-attr]
+    if node.op == "elementwise" and node.attrs["slope"] > LARGEST_SLOPE:
+        return f"a table of it would be too coarse: its slope reaches {node.attrs['slope']:.3g}"
+    if node.op in ACCUMULATING and not isinstance(node.aval.shape[-1], int):
+        return "its last axis follows the batch"
     if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):
         return "it pads with another value than zero"
     if node.op == "reduce_window_max" and _sees_padding_alone(node):
         return "a window of it may lie in the padding alone"
-    limit = numerics.MAX_PRODUCTS["uint8"] * (1 if node.op in WEIGHTED else 127)  # 255 * 127 a term, or 255
-    if node.op in ACCUMULATING and (terms := _terms(node)) > limit:
-        return f"a sum of {terms} terms overflows an int32 accumulator (at most {limit})"
+    if node.op in ACCUMULATING:
+        terms, limit = _terms(node), numerics.MAX_ACCUMULATED // _LARGEST_TERM.get(node.op, 255)
+        if not isinstance(terms, int):
+            return "it sums over the batch"
+        if terms > limit:
+            return f"a sum of {terms} terms overflows an int32 accumulator (at most {limit})"
     return None
+
+
+# Of one product, or one value, whatever its dtype; 255 for a sum of values.
+_LARGEST_TERM = {"conv": 255 * 127, "dot": 255 * 127, "matmul": 255 * 255, "product": 255 * 255}
 
 
 def _sees_padding_alone(node: Node) -> bool:
@@ -187,19 +220,21 @@ def _sees_padding_alone(node: Node) -> bool:
     )
 
 
-def _terms(node: Node) -> int:
+def _terms(node: Node) -> Any:
     """How many products, or values, one accumulator sums."""
     if node.op in WEIGHTED:
         shape = node.operand("weight").aval.shape
         return prod(shape[:-1]) if node.op == "conv" else shape[1]
+    if node.op == "matmul":
+        return node.operand("x").aval.shape[-1]
     if node.op == "sum":
         return prod(node.operand("x").aval.shape[axis] for axis in node.attrs["axes"])
     return prod(node.attrs["window"]["window_dimensions"]) if node.op == "window_sum" else 1
 
 
-def never_negative(graph: Graph) -> set[Node]:
-    """The nodes whose value cannot be negative, whatever the input."""
-    found: set[Node] = set()
+def never_negative(graph: Graph, known: Iterable[Node] = ()) -> set[Node]:
+    """The nodes whose value cannot be negative where those of `known` are not."""
+    found: set[Node] = set(known)
     for node in graph.nodes:
         if _is_never_negative(node, found):
             found.add(node)
@@ -217,8 +252,13 @@ def _is_never_negative(node: Node, known: set[Node]) -> bool:
     if not node.aval.is_float:
         return False  # integers wrap
     operands_are = bool(node.inputs) and all(source in known for source in node.inputs)
+    if node.op == "elementwise":
+        body = node.attrs["body"]
+        return body.outputs[0] in never_negative(body, set(body.inputs) if operands_are else set())
     if node.op in ACCUMULATING:
         return node.attrs["hi"] >= 0 and (node.attrs["lo"] >= 0 or (node.op not in WEIGHTED and operands_are))
+    if _reads_bytes(node):
+        return True
     return node.op in _NEVER_NEGATIVE or (node.op in _KEEPS_SIGN and operands_are)
 
 
@@ -231,7 +271,7 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool
         return node
 
     for node in int8:
-        if node.op in LAYOUT:
+        if node.op in LAYOUT and not _reads_bytes(node):
             for source in data_inputs(node):
                 parent[root(source)] = root(node)
     members: dict[Node, list[Node]] = {}
@@ -241,8 +281,9 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool
     positive = never_negative(graph)
     groups: dict[Node, ScaleGroup] = {}
     for group in members.values():
-        sources = [node for node in group if not (node in int8 and node.op in LAYOUT)]
+        sources = [node for node in group if _reads_bytes(node) or not (node in int8 and node.op in LAYOUT)]
         sources.sort(key=order.__getitem__)
         dtype = "uint8" if all(source in positive for source in sources) else "int8"
-        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, in_body)))
+        exact = all(_reads_bytes(source) for source in sources)
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body)))
     return groups

@@ -16,7 +16,7 @@ from jaxq.calibration.step import leading_size
 from jaxq.config import QuantConfig
 from jaxq.errors import CalibrationError
 from jaxq.graph.evaluate import evaluate, reference
-from jaxq.graph.node import WEIGHTED, Graph, Node
+from jaxq.graph.node import ANCHORS, Graph, Node
 from jaxq.passes.place import Placement, ScaleGroup
 
 # Layout ops whose result holds all values of their operands and no others.
@@ -53,7 +53,7 @@ def observed(placement: Placement) -> set[Node]:
     return {
         node
         for node, group in placement.groups.items()
-        if node in group.sources or not (node in placement.int8 and node.op in _SAME_VALUES)
+        if not group.exact and (node in group.sources or not (node in placement.int8 and node.op in _SAME_VALUES))
     }
 
 
@@ -101,12 +101,14 @@ def measure_errors(
 
 
 def readers(placement: Placement) -> dict[str, list[str]]:
-    """{tensor name: its readers}: the convs and dots that read it as integers; where none does, the tensor itself."""
+    """{tensor name: its readers}: the anchors that read it as integers; where none does, the tensor itself."""
     found: dict[str, list[str]] = {group.name: [] for group in placement.scale_groups}
     for node in placement.int8:
-        if node.op in WEIGHTED:
-            found[placement.groups[node.operand("x")].name].append(node.name)
-    return {name: sorted(names) or [name] for name, names in found.items()}
+        for role in ANCHORS.get(node.op, ()):
+            group = placement.groups[node.operand(role)]
+            if not group.exact:
+                found[group.name].append(node.name)
+    return {name: sorted(set(names)) or [name] for name, names in found.items()}
 
 
 def measured_sums(placement: Placement, errors: Errors) -> Sums:
@@ -119,6 +121,11 @@ def measured_sums(placement: Placement, errors: Errors) -> Sums:
             if name in wanted
         }
     )
+
+
+def _with(run: Callable[..., Any], operands: Sequence[Any], at: int) -> Callable[[Any], Any]:
+    """The function of one operand, the others as they are."""
+    return lambda x: run(*operands[:at], x, *operands[at + 1 :])
 
 
 def _measure(
@@ -162,14 +169,13 @@ def _measure(
             group = group_of.get(node.name)
             if group in index and wanted[group.name] == [group.name]:
                 add(group, group.name, value, value, lambda x: x)
-            if node.op not in WEIGHTED:
-                return
-            source = node.operand("x")
-            group = group_of.get(source.name)
-            if group in index:
-                run, operands = reference(node), [values[operand] for operand in node.inputs]
-                at = node.inputs.index(source)
-                add(group, node.name, values[source], value, lambda x: run(*operands[:at], x, *operands[at + 1 :]))
+            for role in ANCHORS.get(node.op, ()):
+                source = node.operand(role)
+                group = group_of.get(source.name)
+                if group in index:
+                    run, operands = reference(node), [values[operand] for operand in node.inputs]
+                    at = node.roles.index(role)
+                    add(group, node.name, values[source], value, _with(run, operands, at))
 
         values.update(zip(bound.inputs, leaves, strict=True))
         values.update({node: params[node.name] for node in bound.nodes if node.op == "param"})

@@ -73,7 +73,7 @@ def convs(draw):
 def sum_of(node, x, weight):
     from jaxq.graph.evaluate import accumulate
 
-    return accumulate(node, jnp.asarray(x), jnp.asarray(weight), jnp.int32)
+    return accumulate(node, {"x": jnp.asarray(x), "weight": jnp.asarray(weight)}, jnp.int32)
 
 
 @settings(max_examples=15)

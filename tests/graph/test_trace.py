@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
+from flax import nnx
 from jax import lax
 
 from jaxq.errors import TraceError
@@ -125,6 +126,17 @@ def test_plain_functions_are_named_by_their_parameters():
 
     graph = trace(fun, params, (X,)).graph
     assert [n.name for n in graph.nodes if n.op == "dot_general"] == ["enc/w1", "enc/w2", "dec"]
+
+
+def test_the_value_layer_of_an_attention_keeps_its_name():
+    """An NNX variable's attribute is called `value`, and so is a layer of every attention."""
+    arrays = {name: networks.images(6, 6) for name in ("query", "key", "value")}
+    x, attention = networks.images(2, 3, 6), nnx.MultiHeadAttention(2, 6, decode=False, rngs=nnx.Rngs(0))
+    graph_def, state = nnx.split(attention)
+    in_nnx = trace(lambda state, x: nnx.merge(graph_def, state)(x), state, (x,)).graph
+    plain = trace(lambda p, x: [x @ p["attention"][name] for name in arrays], {"attention": arrays}, (x,)).graph
+    assert {"query", "key", "value", "out"} <= {node.name for node in in_nnx.nodes}
+    assert [node.name for node in plain.outputs] == [f"attention/{name}" for name in arrays]
 
 
 def test_statistics_over_the_batch_are_refused_but_not_a_mean_that_is_returned():

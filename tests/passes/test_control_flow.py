@@ -155,14 +155,13 @@ def test_a_branch_that_was_never_taken_stays_in_float_and_is_listed(tmp_path):
 
 def test_a_loop_that_never_ran_stays_in_float():
     def fun(p, x, turns):
-        return lax.while_loop(lambda s: s[0] > 0, lambda s: (s[0] - 1, s[1] @ p["a"]), (turns, x @ p["b"]))[1]
+        return lax.while_loop(lambda s: s[0] > 0, lambda s: (s[0] - 1, s[1] @ p["a"]), (turns, x))[1]
 
-    qmodel = jaxq.quantize(fun, WEIGHTS, [(X, np.int32(0))])
-    found = {row.name: row.reason for row in rows_of(qmodel)}
-    assert found == {"a": "calibration never took this loop", "b": ""}
-    only_loop = [(np.int32(0), X)]
+    batches = [(X, np.int32(0))]
+    qmodel = jaxq.quantize(lambda p, x, turns: fun(p, x @ p["b"], turns), WEIGHTS, batches)
+    assert {row.name: row.reason for row in rows_of(qmodel)} == {"a": "calibration never took this loop", "b": ""}
     with pytest.raises(UnsupportedError, match="calibration never took this loop"):
-        jaxq.quantize(lambda p, turns, x: fun(p | {"b": jnp.eye(6)}, x * 1, turns), {"a": WEIGHTS["a"]}, only_loop)
+        jaxq.quantize(fun, WEIGHTS, batches)
 
 
 def test_loops_in_loops_and_branches_in_loops():

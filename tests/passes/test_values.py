@@ -1,0 +1,199 @@
+"""Ops on two values in int8: products of matrices, gates, sums that broadcast, maxima; and values that are bytes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import decibels, images, variables
+
+import jaxq
+from jaxq.backends import xla
+from jaxq.graph.evaluate import reference
+from jaxq.graph.node import Aval, Node, constant
+
+X = images(6, 10, 8)
+PARAMS = {"a": images(8, 8, seed=1) / 3, "b": images(8, 8, seed=2) / 3, "c": images(8, 5, seed=3)}
+
+
+def rows(qmodel, *ops):
+    return [row for row in qmodel.summary().nodes if row.op in ops]
+
+
+def check(fun, params, x, least=25.0):
+    """The quantized function, which equals its oracle in every bit and the float one in that many decibels."""
+    qmodel = jaxq.quantize(fun, params, [x])
+    result = qmodel(x)
+    np.testing.assert_array_equal(result, qmodel.plan.evaluate(qmodel.params, (x,)))
+    np.testing.assert_array_equal(result[:3], qmodel(x[:3]))
+    assert decibels(fun(params, x), result) > least
+    return qmodel
+
+
+PRODUCTS = {
+    "scores": lambda q, k: jnp.einsum("bqd,bkd->bqk", q, k),
+    "values": lambda q, k: jnp.einsum("bqd,bqe->bde", q, k),
+    "heads": lambda q, k: jnp.einsum("bqhd,bkhd->bhqk", q.reshape(-1, 10, 2, 4), k.reshape(-1, 10, 2, 4)),
+    "two contracted": lambda q, k: jnp.einsum("bqhd,bkhd->bqk", q.reshape(-1, 10, 2, 4), k.reshape(-1, 10, 2, 4)),
+    "matmul": lambda q, k: q @ k.transpose(0, 2, 1),
+    "rows of one": lambda q, k: jnp.einsum("bd,bkd->bk", q[:, 0], k),
+}
+
+
+@pytest.mark.parametrize("product", PRODUCTS.values(), ids=PRODUCTS)
+def test_a_product_of_two_values_is_int8(product):
+    qmodel = check(lambda params, x: product(x @ params["a"], jax.nn.relu(x @ params["b"])), PARAMS, X)
+    (row,) = rows(qmodel, "matmul")
+    assert row.precision == "int8"
+    assert row.dtypes[0] == ("int8", "uint8")
+
+
+def test_a_product_over_the_batch_stays_in_float():
+    qmodel = jaxq.quantize(lambda params, x: (x @ params["a"])[:, 0].T @ (x @ params["b"])[:, 0], PARAMS, [X])
+    (row,) = rows(qmodel, "matmul")
+    assert (row.precision, row.reason) == ("float", "it sums over the batch")
+
+
+dtypes = st.sampled_from(["int8", "uint8"])
+
+
+@settings(max_examples=25)
+@given(dtypes, dtypes, *(st.integers(1, 9) for _ in range(4)), st.integers(0, 2**32 - 1))
+def test_the_backend_multiplies_bytes_of_any_sign(dtype_x, dtype_y, batch, rows, columns, depth, seed):
+    rng = np.random.default_rng(seed)
+
+    def drawn(shape, dtype):
+        return rng.choice([-127, 127, 3], shape).astype(np.int8) if dtype == "int8" else rng.choice([0, 255, 7], shape)
+
+    x, y = drawn((batch, rows, depth), dtype_x).astype(dtype_x), drawn((batch, columns, depth), dtype_y).astype(dtype_y)
+    values = {"x": x, "y": y, **dict.fromkeys(("multiplier", "bias", "lo", "hi"))}
+    vectors = {"multiplier": 1.0, "bias": 0.0, "lo": -np.inf, "hi": np.inf}
+    for role, value in vectors.items():
+        values[role] = np.full(columns, value, np.float32)
+    inputs = tuple(constant(value, role) for role, value in values.items())
+    aval = Aval((batch, rows, columns), np.dtype(np.float32))
+    node = Node("matmul", inputs, {"precision": None}, aval, "m", tuple(values))
+    expected = np.einsum("bmk,bnk->bmn", x.astype(np.int64), y.astype(np.int64))
+    for run in (reference(node), xla.lower(node)):
+        np.testing.assert_array_equal(run(*map(jnp.asarray, values.values())), expected.astype(np.float32))
+
+
+def test_a_gate_is_int8():
+    def fun(params, x):
+        gate = jax.nn.sigmoid(x.mean(1, keepdims=True) @ params["a"])
+        return ((x @ params["b"]) * gate) @ params["c"]
+
+    qmodel = check(fun, PARAMS, X)
+    (row,) = rows(qmodel, "mul")
+    assert (row.precision, row.dtypes) == ("int8", (("int8", "uint8"), "int8"))
+
+
+def test_a_gated_linear_unit_is_int8():
+    def fun(params, x):
+        return (jax.nn.silu(x @ params["a"]) * (x @ params["b"])) @ params["c"]
+
+    qmodel = check(fun, PARAMS, X)
+    assert {row.precision for row in qmodel.summary().nodes} == {"int8"}
+    assert next(row.fused for row in rows(qmodel, "dot")) == ("silu", "requantize")
+
+
+def test_a_residual_that_is_broadcast_fuses():
+    def fun(params, x):
+        y = x @ params["a"]
+        return jax.nn.relu(y + (x @ params["b"]).mean(1, keepdims=True)) @ params["c"]
+
+    qmodel = check(fun, PARAMS, X)
+    assert ("residual", "relu", "requantize") in [row.fused for row in rows(qmodel, "dot")]
+
+
+def test_a_constant_per_position_is_a_residual():
+    def fun(params, x):
+        return jax.nn.relu(x @ params["a"] + params["position"]) @ params["c"]
+
+    qmodel = check(fun, {**PARAMS, "position": images(1, 10, 8, seed=5)}, X)
+    assert [row.fused for row in rows(qmodel, "dot")] == [("residual", "relu", "requantize"), ()]
+
+
+def test_a_maximum_of_two_values_moves_integers():
+    def fun(params, x):
+        return jnp.maximum(x @ params["a"], x @ params["b"]) @ params["c"]
+
+    qmodel = check(fun, PARAMS, X)
+    (row,) = rows(qmodel, "max")
+    assert row.precision == "int8"
+
+
+class Camera(nn.Module):
+    """Takes an image's bytes."""
+
+    padding: str
+    scale_only: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        x = x.astype(jnp.float32) / 255
+        if not self.scale_only:
+            x = (x - jnp.array([0.4, 0.5, 0.6])) / jnp.array([0.2, 0.3, 0.2])
+        x = nn.relu(nn.Conv(8, (3, 3), padding=self.padding)(x))
+        return nn.Dense(5)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("padding", "scale_only", "is_direct"), [("VALID", False, True), ("SAME", True, True), ("SAME", False, False)]
+)
+def test_bytes_go_straight_into_the_first_convolution(padding, scale_only, is_direct):
+    x = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    model = Camera(padding, scale_only)
+    fun, params = model.apply, variables(model, x)
+    qmodel = check(fun, params, x)
+    first = qmodel.summary().nodes[0]
+    assert (first.op, first.dtypes[0]) == ("conv" if is_direct else "affine", ("uint8",))
+    assert {row.precision for row in qmodel.summary().nodes} == {"int8"}
+
+
+def test_bytes_beside_other_values_have_a_scale():
+    def fun(params, x, z):
+        return jnp.concatenate([x.astype(jnp.float32), z @ params["a"]], -1) @ jnp.concatenate([params["c"]] * 2)
+
+    x = np.random.default_rng(0).integers(0, 256, (6, 10, 8)).astype(np.uint8)
+    qmodel = jaxq.quantize(fun, PARAMS, [(x, X)])
+    np.testing.assert_array_equal(qmodel(x, X), qmodel.plan.evaluate(qmodel.params, (x, X)))
+    assert decibels(fun(PARAMS, x, X), qmodel(x, X)) > 25
+
+
+def test_padding_goes_into_the_convolution():
+    class Padded(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = jnp.pad(x, ((0, 0), (1, 2), (3, 0), (0, 0)))
+            return nn.Conv(4, (3, 3), strides=2, padding="VALID")(x)
+
+    x = images(4, 8, 8, 3)
+    model = Padded()
+    qmodel = check(model.apply, variables(model, x), x)
+    assert [row.op for row in qmodel.summary().nodes] == ["quantize", "conv"]
+    (conv,) = [node for node in qmodel.plan.graph.nodes if node.op == "conv"]
+    assert conv.attrs["padding"] == ((1, 2), (3, 0))
+
+
+def test_attention_is_int8():
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(num_heads=2)(y, y)
+            return x + nn.Dense(8)(nn.gelu(nn.Dense(16)(nn.LayerNorm()(x))))
+
+    model = Block()
+    qmodel = check(model.apply, variables(model, X), X)
+    scores, values = rows(qmodel, "matmul")
+    assert (scores.dtypes, values.dtypes) == ((("int8", "int8"), "float32"), (("int8", "uint8"), "int8"))
+    merged = [row for row in rows(qmodel, "dot") if "merged:3" in row.fused]
+    assert len(merged) == 1
+    assert [row.fused for row in rows(qmodel, "dot")[1:]] == [
+        ("bias", "residual"),
+        ("bias", "gelu", "requantize"),
+        ("bias", "residual"),
+    ]
