@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -168,8 +168,8 @@ class _Network:
     def fingerprint(self) -> Fingerprint:
         return fingerprint(self.traced.graph)
 
-    def place(self, config: QuantConfig) -> Placement:
-        placement = place(self.graph, config)
+    def place(self, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
+        placement = place(self.graph, config, unseen)
         if not any(node.op in WEIGHTED for node in placement.int8):
             raise UnsupportedError(
                 f"the function has nothing to quantize: {_why_nothing(self.graph, placement.reasons)}"
@@ -177,7 +177,7 @@ class _Network:
         return placement
 
     def unmatched(self, config: QuantConfig) -> tuple[LayerRule, ...]:
-        return config.unmatched(node.name for node in self.graph.nodes if not node.is_constant)
+        return config.unmatched(node.name for node in self.graph.all_nodes if not node.is_constant)
 
 
 def _warn_of_unmatched_rules(network: _Network, config: QuantConfig) -> None:
@@ -222,7 +222,8 @@ def _calibrate(
         settled=settled if until == "settled" else None,
         checkpoint=checkpoint,
     )
-    calibration = Calibration(network.fingerprint, stream.signature, tuple(methods), statistics, {})
+    tensors = scales.methods(place(network.graph, config, statistics.unseen), config)
+    calibration = Calibration(network.fingerprint, stream.signature, tuple(tensors), statistics, {})
     return replace(calibration, errors=_errors(network, placement, automatic, calibration, config.percentile))
 
 
@@ -245,7 +246,7 @@ def _errors(
 
 
 def _quantized(network: _Network, config: QuantConfig, calibration: Calibration) -> "QuantizedModel":
-    placement = network.place(config)
+    placement = network.place(config, calibration.statistics.unseen)
     methods = scales.methods(placement, config)
     histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
     automatic = [tensor for tensor, method in methods.items() if method == "auto"]
@@ -281,7 +282,7 @@ def _check_variables(params: Any) -> None:
 
 def _why_nothing(graph: Any, reasons: Mapping[Any, str]) -> str:
     candidates = (*WEIGHTED, "dot_general", "conv_general_dilated", "scan", "while", "cond")
-    refused = [f"{node.name}: {reasons[node]}" for node in graph.nodes if node.op in candidates]
+    refused = [f"{node.name}: {reasons[node]}" for node in graph.all_nodes if node.op in candidates]
     return "; ".join(refused[:3]) if refused else "it has no convolution or dot product with constant weights"
 
 

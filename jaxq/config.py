@@ -58,8 +58,8 @@ class QuantConfig:
 
     Args:
       method: the calibration method of every activation: "auto" takes per value the threshold that disturbs the
-        consuming layers least, measured on calibration samples; "entropy", "mse", "percentile" and "amax" are
-        those of `jaxq.calibration.thresholds`.
+        consuming layers least, measured on calibration samples (in the bodies of loops and branches, where it cannot
+        measure, that of "mse"); "entropy", "mse", "percentile" and "amax" are those of `jaxq.calibration.thresholds`.
       rules: exceptions by layer path; the first that matches a path holds.
       percentile: the percentage of values that lie within the threshold of method "percentile".
       weight_method: "amax" clips no weight; "mse" clips those of each scale where that makes their squared error least.

@@ -1,7 +1,7 @@
 """What became of a network: a row for every node of its int8 graph, as data and as a table."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -30,7 +30,8 @@ class Row:
       op: "conv", "dot", "add", "pool", ..., or the JAX primitive's name.
       precision: "int8" or "float".
       fused: what its epilogue holds: "bias", "residual", "relu", "relu6", "clip", "requantize", "merged:3".
-      macs: multiply-adds for one example; 0 for all but convs and dots.
+      macs: multiply-adds for one example; 0 for all but convs and dots. In a scan those of all turns, in a while of one
+        turn, in a cond of each branch.
       reason: why it stays in float, or "".
       dtypes: of its data operands, and of its result.
       scale: of its result where that is integers; one number, or None.
@@ -111,11 +112,19 @@ def _cells(row: Row, total: int) -> tuple[str, ...]:
 
 
 def rows(graph: Graph) -> tuple[Row, ...]:
-    """The rows of an int8 graph."""
-    return tuple(_row(node) for node in graph.nodes if not node.is_constant and node.op not in ("input", "item"))
+    """The rows of an int8 graph and its bodies."""
+    return tuple(_rows(graph, turns=1))
 
 
-def _row(node: Node) -> Row:
+def _rows(graph: Graph, turns: int) -> Iterator[Row]:
+    for node in graph.nodes:
+        for body in node.bodies:
+            yield from _rows(body, turns * node.attrs.get("length", 1))
+        if not node.is_constant and node.op not in ("input", "item"):
+            yield _row(node, turns)
+
+
+def _row(node: Node, turns: int) -> Row:
     op = node.op
     if op == "affine":
         op = "add" if node.get("residual") is not None else "affine"
@@ -135,7 +144,7 @@ def _row(node: Node) -> Row:
         op=_OPS.get(op, op),
         precision="int8" if int8 else "float",
         fused=node.fused,
-        macs=_macs(node),
+        macs=turns * _macs(node),
         reason=node.reason,
         dtypes=(tuple(str(aval.dtype) for aval in avals), ", ".join(str(aval.dtype) for aval in outs)),
         scale=scale,
@@ -143,7 +152,7 @@ def _row(node: Node) -> Row:
 
 
 def _macs(node: Node) -> int:
-    """Multiply-adds for one example; of a loop whose length is not known, those of one turn."""
+    """Multiply-adds for one example."""
 
     def size(aval: Any) -> int:
         return prod(dim if isinstance(dim, int) else dim.bind(1) for dim in aval.shape)
@@ -156,12 +165,6 @@ def _macs(node: Node) -> int:
     if node.op == "conv":  # the zeros that an input dilation inserts are no work
         taps = prod(node.operand("weight").aval.shape[:-1])
         return size(node.aval) * taps // prod(node.attrs["lhs_dilation"])
-    if node.op == "scan":
-        return node.attrs["length"] * sum(map(_macs, node.attrs["body"].nodes))
-    if node.op == "while":
-        return sum(map(_macs, node.attrs["body"].nodes))
-    if node.op == "cond":
-        return max(sum(map(_macs, branch.nodes)) for branch in node.attrs["branches"])
     if node.op == "dot_general":
         (contracting, _), _ = node.attrs["dimension_numbers"]
         return size(node.aval) * prod(int(node.inputs[0].aval.shape[axis]) for axis in contracting)

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from jaxq.calibration import histogram
 from jaxq.calibration.batches import Batches
 from jaxq.calibration.histogram import Histogram
+from jaxq.calibration.nonfinite import first_nonfinite
 from jaxq.calibration.samples import Samples
-from jaxq.calibration.step import Observed, Steps, batch_size, first_nonfinite
+from jaxq.calibration.step import Observed, Steps, batch_size
 from jaxq.errors import CalibrationError
 from jaxq.graph.node import Graph, Node
 
@@ -58,6 +59,11 @@ class Statistics:
     @property
     def histograms(self) -> Mapping[str, Histogram]:
         return self.snapshots[-1].histograms
+
+    @property
+    def unseen(self) -> frozenset[str]:
+        """The values that never were: those of a branch that was never taken, or a loop that never ran."""
+        return frozenset(name for name, seen in self.histograms.items() if not np.any(seen.counts))
 
 
 def observe_all(
@@ -155,7 +161,7 @@ class _Counting:
     ) -> None:
         wanted = set(observed)
         self.graph = graph
-        self.names = tuple(node.name for node in dict.fromkeys((*graph.inputs, *graph.nodes)) if node in wanted)
+        self.names = tuple(node.name for node in graph.all_nodes if node in wanted)
         self.steps = Steps(graph, self.names, mesh)
         self.samples = Samples(graph, num_samples)
         self.digests: list[str] = []

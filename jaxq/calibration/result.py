@@ -68,7 +68,7 @@ class Calibration:
         if method is None:
             method = "auto" if self.errors else "mse"
         config = QuantConfig(method=method, percentile=percentile)
-        methods = dict.fromkeys(self.tensors, config.method)
+        methods = {tensor: tensor.method(config.method) for tensor in self.tensors}
         return select(methods, self.histograms, sums(self.errors), config.percentile)
 
     def check(self, fingerprint: Fingerprint, *, allow_stale: bool) -> None:

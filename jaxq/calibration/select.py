@@ -23,10 +23,11 @@ SMALLEST_THRESHOLD = 1e-30
 @dataclass(frozen=True)
 class Tensor:
     """Values of one scale. `sources`: the names of those whose histograms make the threshold, the first names the
-    tensor; `dtype`: "int8" or "uint8"."""
+    tensor; `dtype`: "int8" or "uint8"; `measurable`: errors can be measured, as they cannot in the body of a loop."""
 
     sources: tuple[str, ...]
     dtype: str
+    measurable: bool = True
 
     @property
     def name(self) -> str:
@@ -35,6 +36,10 @@ class Tensor:
     @property
     def unsigned(self) -> bool:
         return self.dtype == "uint8"
+
+    def method(self, wanted: str) -> str:
+        """The method that the tensor has where `wanted` is asked for."""
+        return "mse" if wanted == "auto" and not self.measurable else wanted
 
 
 # {tensor name: {threshold: {reader: error}}}: what each layer that reads the tensor loses by it. By reader, because

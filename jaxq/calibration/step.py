@@ -11,10 +11,10 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxq.calibration import histogram
+from jaxq.calibration.bodies import observed
 from jaxq.calibration.histogram import Histogram
 from jaxq.errors import CalibrationError, UnsupportedError
-from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import Graph, Node
+from jaxq.graph.node import Graph
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,7 @@ def _observe(
     graph: Graph, names: Sequence[str], params: Mapping[str, Any], leaves: Sequence[Any]
 ) -> tuple[list[Histogram], list[jax.Array]]:
     """The histograms in the order of the names, and for every output whether it holds NaN or +Inf."""
-    seen: dict[str, Histogram] = {}
-    wanted = set(names)
-    bound = graph.bind(leading_size(graph, leaves))
-
-    def add(node: Node, value: Any) -> None:
-        if node.name in wanted:
-            seen[node.name] = histogram.unchecked(value)
-
-    for node, leaf in zip(bound.inputs, leaves, strict=True):
-        add(node, leaf)
-    outputs = evaluate(bound, params, leaves, tap=add)
+    outputs, seen = observed(graph.bind(leading_size(graph, leaves)), frozenset(names), params, leaves)
     return [seen[name] for name in names], [_is_bad(y) for y in outputs]
 
 
@@ -142,28 +132,3 @@ def batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:
                 f"batch {index}, {node.name}: has shape {tuple(leaf.shape)} where the others make it {node.aval.shape}"
             )
     return batch if any(node.aval.leads_batch for node in graph.inputs) else 1
-
-
-def first_nonfinite(graph: Graph, leaves: Sequence[Any], broken: str) -> tuple[str, str]:
-    """The name of the layer where the non-finite value `broken` begins, and what it makes: "NaN" or "Inf".
-
-    The graph runs node by node. A mask of -inf is no fault: a NaN is followed back through operands that hold NaN, and
-    only an Inf through those that hold Inf.
-    """
-    bound = graph.bind(leading_size(graph, leaves))
-    found: dict[str, set[Node]] = {"NaN": set(), "Inf": set()}
-
-    def tap(node: Node, value: Any) -> None:
-        for array in jax.tree.leaves(value):
-            if jnp.issubdtype(array.dtype, jnp.floating):
-                if bool(jnp.any(jnp.isnan(array))):
-                    found["NaN"].add(node)
-                elif bool(jnp.any(jnp.isinf(array))):
-                    found["Inf"].add(node)
-
-    evaluate(bound, graph.params, [jnp.asarray(leaf) for leaf in leaves], tap=tap)
-    layer = next(node for node in (*bound.inputs, *bound.nodes) if node.name == broken)
-    what = "NaN" if layer in found["NaN"] else "Inf"
-    while source := next((source for source in layer.inputs if source in found[what]), None):
-        layer = source
-    return layer.name, what

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxq import numerics
-from jaxq.graph.node import ACCUMULATING, WEIGHTED, Graph, Node
+from jaxq.graph.node import ACCUMULATING, CONTROL, WEIGHTED, Graph, Node
 from jaxq.graph.primitives import BY_NAME, precision_of
 
 Lower = Callable[[Node], Callable[..., Any]]
@@ -25,17 +25,20 @@ def evaluate(
     inputs: Sequence[Any],
     lower: Lower | None = None,
     tap: Callable[[Node, Any], None] | None = None,
+    control: Lower | None = None,
 ) -> list[Any]:
     """The graph's outputs.
 
     Args:
       graph: a bound graph (`Graph.bind`).
-      params: the arrays of its "param" nodes, by name.
+      params: the arrays of its "param" nodes, of those in bodies too, by name.
       inputs: one array for each of `graph.inputs`.
       lower: node to the function of its operands; `reference` unless given.
-      tap: called with every computed node and its value, in order.
+      tap: called with every computed node and its value, in order; not with those of bodies.
+      control: as `lower`, for scan, while and cond; unless given, their bodies are evaluated by `lower`.
     """
     lower = lower or reference
+    control = control or _with_bodies(params, lower)
     values: dict[Node, Any] = dict(zip(graph.inputs, inputs, strict=True))
     for node in graph.nodes:
         if node in values:
@@ -47,7 +50,8 @@ def evaluate(
         elif node.op == "item":
             values[node] = values[node.inputs[0]][node.attrs["index"]]
         else:
-            values[node] = lower(node)(*(values[source] for source in node.inputs))
+            run = control(node) if node.op in CONTROL else lower(node)
+            values[node] = run(*(values[source] for source in node.inputs))
         if tap is not None and not node.is_constant:
             tap(node, values[node])
     return [values[node] for node in graph.outputs]
@@ -61,17 +65,25 @@ def reference(node: Node) -> Callable[..., Any]:
         return _FLOAT[node.op](node)
     if node.op == "opaque":
         return lambda *args: node.attrs["primitive"].bind(*args, **node.attrs["params"])
-    attrs = {key: _callable(value) for key, value in node.attrs.items()}
-    return lambda *args: BY_NAME[node.op].apply(*args, **attrs)
+    return lambda *args: BY_NAME[node.op].apply(*args, **node.attrs)
 
 
-def _callable(value: Any) -> Any:
-    """A graph inside the attributes of scan, while and cond, as a function; anything else as it is."""
-    if isinstance(value, Graph):
-        return lambda *args: evaluate(value, value.params, args)
-    if isinstance(value, tuple) and value and isinstance(value[0], Graph):
-        return tuple(_callable(item) for item in value)
-    return value
+def control_flow(node: Node, function: Callable[[Graph], Callable[..., Any]], **attrs: Any) -> Callable[..., Any]:
+    """A scan, while or cond as a function of its operands, its bodies as the functions that `function` makes of them;
+    `attrs` replace attributes of the node."""
+
+    def callable_(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(callable_, value))
+        return function(value) if isinstance(value, Graph) else value
+
+    given = {key: callable_(value) for key, value in {**node.attrs, **attrs}.items()}
+    return lambda *args: BY_NAME[node.op].apply(*args, **given)
+
+
+def _with_bodies(params: Mapping[str, Any], lower: Lower) -> Lower:
+    """JAX makes operands of the parameters that a body reads, so that they stay arguments of the whole function."""
+    return lambda node: control_flow(node, lambda body: lambda *args: evaluate(body, params, args, lower))
 
 
 def convolve(node: Node, x: jax.Array, weight: jax.Array, dtype: Any, precision: Any = None) -> jax.Array:

@@ -17,7 +17,8 @@ from jaxq.graph.node import Graph, Names, Node
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`layers`: {node name: op, value, operands and a digest of the attributes} of the traced graph, in program order.
+    """`layers`: {node name: op, value, operands and a digest of the attributes} of the traced graph and its bodies, in
+    program order.
     `variables`: {name: shape, dtype and a digest of the bytes} of the user's variables and of the arrays that the
     function closes over; what the result does not depend on, such as the state of dropout, is left out."""
 
@@ -37,12 +38,12 @@ def fingerprint(traced: Graph) -> Fingerprint:
     their last bits on the device that folded them.)
     """
     names = Names()
-    variables = {node: names.unique(node.name) for node in traced.nodes if node.is_constant and node.name}
+    variables = {node: names.unique(node.name) for node in traced.all_nodes if node.is_constant and node.name}
 
     def operand(node: Node) -> str:
         return variables.get(node) or _operand(node, node.name)
 
-    nodes = [node for node in dict.fromkeys((*traced.inputs, *traced.nodes)) if not node.is_constant]
+    nodes = [node for node in traced.all_nodes if not node.is_constant]
     lines = {node.name: _line(node, operand) for node in nodes}
     return Fingerprint(
         layers=lines | {"(outputs)": " ".join(map(operand, traced.outputs))},
@@ -57,15 +58,9 @@ def _differences(kind: str, ours: Mapping[str, str], theirs: Mapping[str, str]) 
     return changed + missing + added
 
 
-def _inner_lines(graph: Graph) -> list[str]:
-    """The nodes of a graph inside a scan, while or cond, by number: their names are not unique."""
-    numbers = {node: str(i) for i, node in enumerate(dict.fromkeys((*graph.inputs, *graph.nodes)))}
-
-    def operand(node: Node) -> str:
-        return _operand(node, numbers[node])
-
-    lines = [_line(node, operand) for node in numbers if not node.is_constant]
-    return [*lines, " ".join(map(operand, graph.outputs))]
+def _signature(body: Graph) -> list[str]:
+    """What a body takes and gives; its nodes have lines of their own."""
+    return [" ".join(_operand(node, node.name) for node in ends) for ends in (body.inputs, body.outputs)]
 
 
 def _operand(node: Node, name: str) -> str:
@@ -83,7 +78,7 @@ def _line(node: Node, operand: Callable[[Node], str]) -> str:
 def _plain(value: Any) -> Any:
     """Attributes as data whose `repr` says all of them, and nothing of where they lie in memory."""
     if isinstance(value, Graph):
-        return _inner_lines(value)
+        return _signature(value)
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     if isinstance(value, set | frozenset):

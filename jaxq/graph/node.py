@@ -16,6 +16,9 @@ The first five rows are the accumulating ops: they clip to `attrs["lo"], attrs["
 quantized graph take x, [weight or y], multiplier, bias, lo, hi, [residual, residual_multiplier], [table], see
 `numerics.epilogue`. A residual may broadcast to the op's shape.
 Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself.
+
+The attributes of scan, while and cond hold graphs, their bodies, whose "input" nodes stand for the operands. What a
+body reads of constants stands inside it (`graph/unroll.py`). Names are unique over a graph and all its bodies.
 """
 
 import dataclasses
@@ -31,6 +34,9 @@ ACCUMULATING = frozenset({"conv", "dot", "matmul", "product", "sum", "window_sum
 WEIGHTED = frozenset({"conv", "dot"})
 # The ops that int8 is there for. They read these operands as integers.
 ANCHORS = {"conv": ("x",), "dot": ("x",), "matmul": ("x", "y")}
+
+# The primitives whose attributes hold graphs, their bodies.
+CONTROL = frozenset({"scan", "while", "cond"})
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,26 @@ class Node:
         """The array of a "const" or "param" node."""
         return self.attrs["value"]
 
+    @property
+    def bodies(self) -> "tuple[Graph, ...]":
+        """The graphs inside a scan, while or cond."""
+        if self.op not in CONTROL:
+            return ()
+        values = (value if isinstance(value, tuple) else (value,) for value in self.attrs.values())
+        return tuple(item for items in values for item in items if isinstance(item, Graph))
+
+    def with_bodies(self, change: "Callable[[Graph], Graph]") -> "Node":
+        """The node with `change` applied to each of its bodies."""
+        if self.op not in CONTROL:
+            return self
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(changed, value))
+            return change(value) if isinstance(value, Graph) else value
+
+        return self.replace(attrs={key: changed(value) for key, value in self.attrs.items()})
+
     def replace(self, **changes: Any) -> "Node":
         return dataclasses.replace(self, **changes)
 
@@ -194,9 +220,19 @@ class Graph:
         return users
 
     @cached_property
+    def all_nodes(self) -> tuple[Node, ...]:
+        """The inputs, then every node in topological order; those of a body stand before the node that holds it."""
+        found: dict[Node, None] = dict.fromkeys(self.inputs)
+        for node in self.nodes:
+            for body in node.bodies:
+                found.update(dict.fromkeys(body.all_nodes))
+            found[node] = None
+        return tuple(found)
+
+    @cached_property
     def params(self) -> dict[str, Any]:
-        """The arrays of all "param" nodes by name: the argument `params` of the evaluated function."""
-        return {node.name: node.value for node in self.nodes if node.op == "param"}
+        """The arrays of all "param" nodes, of bodies too, by name: the argument `params` of the evaluated function."""
+        return {node.name: node.value for node in self.all_nodes if node.op == "param"}
 
     def map(self, change: Callable[[Node], Node]) -> "Graph":
         """The graph with `change` applied to every node, whose inputs are already the changed ones."""

@@ -28,11 +28,13 @@ Rule = tuple[str, Callable[[Match], Node | None]]
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
-    """One sweep of the rules over the graph; of several rules for one op the first that applies wins."""
+    """One sweep of the rules over the graph and its bodies; of several rules for one op the first that applies wins."""
+    if not graph.nodes:
+        return graph
     table: dict[str, list[Callable[[Match], Node | None]]] = {}
     for op, rule in rules:
         table.setdefault(op, []).append(rule)
-    match = Match(graph.nodes[0] if graph.nodes else graph.inputs[0])
+    match = Match(graph.nodes[0])
     counts = {node: len(users) for node, users in graph.users.items()}
     for node in graph.outputs:
         counts[node] += 1
@@ -58,5 +60,6 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     for node in (*graph.inputs, *graph.nodes):
         if node not in new:
             moved = node.replace(inputs=tuple(new[source] for source in node.inputs))
+            moved = moved.with_bodies(lambda body: rewrite(body, rules))
             new[node] = settled(moved, counts.get(node, 0))
     return Graph(tuple(new[node] for node in graph.inputs), tuple(new[node] for node in graph.outputs))

@@ -1,5 +1,5 @@
 """A function of parameters and arrays to a float `Graph`. The only file that walks jaxprs; what the parameters of an
-equation mean stands in `primitives`.
+equation mean stands in `primitives`; what becomes of loops in `unroll`.
 
 The function is traced at two batch sizes and the two graphs are laid over each other: where a dimension differs, it
 follows the batch and becomes a `Dim`, affine through the two sizes. A trace at a third size must then agree. Concrete
@@ -8,7 +8,7 @@ cannot be laid over each other, the batch is fixed and `Traced.fixed_because` sa
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxq.errors import JaxqError, TraceError
 from jaxq.graph.node import Aval, Dim, Graph, Names, Node, constant
 from jaxq.graph.primitives import CALLS, RANDOM, TABLE
+from jaxq.graph.unroll import unrolled
 from jaxq.models import ADVICE
 
 SIZES = (2, 3)
@@ -78,10 +79,10 @@ def trace(fun: Callable[..., Any], params: Any, args: tuple[Any, ...]) -> Traced
 
         followed = _follow(at, graph, batch)
         if isinstance(followed, Graph):
-            return Traced(named(followed), in_tree, out_tree, None)
+            return Traced(named(unrolled(followed)), in_tree, out_tree, None)
         reasons.append(followed)
     reason = reasons[0] if reasons else "no argument has a batch axis"
-    return Traced(named(graph), in_tree, out_tree, reason)
+    return Traced(named(unrolled(graph)), in_tree, out_tree, reason)
 
 
 def _batch_sizes(shapes: Sequence[jax.ShapeDtypeStruct]) -> list[int]:
@@ -187,7 +188,7 @@ class _Interpreter:
             return tuple(self._data(item, scope) for item in value)
         if not isinstance(value, ClosedJaxpr):
             return value
-        inputs = [Node("input", (), {}, _aval(var), f"carry{i}") for i, var in enumerate(value.jaxpr.invars)]
+        inputs = [Node("input", (), {}, _aval(var), f"operand{i}") for i, var in enumerate(value.jaxpr.invars)]
         return Graph(tuple(inputs), tuple(self.run(value, inputs, scope, label="")))
 
 
@@ -200,9 +201,11 @@ def _called(eqn: Any) -> ClosedJaxpr | None:
 
 
 def _layers(name_stack: str) -> str:
-    """The layers of a name stack: without the transformations around them (`vmap(Block_0)`) and einsum's formulas."""
+    """The layers of a name stack: without the transformations around them (`vmap(Block_0)`), einsum's formulas and a
+    lifted method before its own module (`Cell_0.scan_fn/Cell_0`)."""
     parts = (re.sub(r"^\w+\((.*)\)$", r"\1", part) for part in name_stack.split("/"))
-    return "/".join(part for part in parts if part and "->" not in part)
+    path = "/".join(part for part in parts if part and "->" not in part)
+    return re.sub(r"(^|/)([^/]+)\.\w+/\2(?=/|$)", r"\1\2", path)
 
 
 def _join(scope: str, inner: str) -> str:
@@ -211,12 +214,14 @@ def _join(scope: str, inner: str) -> str:
 
 def named(graph: Graph) -> Graph:
     """The graph with unique names: a conv or dot is named by its layer, or by its weight's path where the trace has
-    no layer names (NNX, plain functions); any other node by its layer and primitive."""
+    no layer names (NNX, plain functions); any other node by its layer and primitive; a body's inputs by the node that
+    holds the body."""
     names, arrays, origin = Names(), Names(), dict[Node, str]()
 
-    def change(node: Node) -> Node:
+    def change(node: Node, holder: str = "") -> Node:
+        node = node.with_bodies(lambda body: body.map(lambda inner: change(inner, node.name)))
         paths = [origin[source] for source in node.inputs if origin.get(source)]
-        name = node.name
+        name = f"{holder}/{node.name}" if node.op == "input" and holder else node.name
         if node.op in ("conv_general_dilated", "dot_general") and paths:
             name = node.scope or _layer(paths[-1])
         elif node.op == "const":
@@ -300,18 +305,8 @@ def _same_array(a: Any, b: Any) -> bool:
     return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")
 
 
-def _all_nodes(graph: Graph) -> Iterator[Node]:
-    """The graph's nodes and those of the graphs inside them."""
-    for node in graph.nodes:
-        yield node
-        for value in node.attrs.values():
-            for inner in value if isinstance(value, tuple) else (value,):
-                if isinstance(inner, Graph):
-                    yield from _all_nodes(inner)
-
-
 def _check_random(graph: Graph) -> None:
-    for node in _all_nodes(graph):
+    for node in graph.all_nodes:
         if node.op == "opaque" and node.attrs["primitive"] in RANDOM:
             raise TraceError(
                 f"layer {node.scope or node.name!r} draws random numbers: dropout is on. Put the model in inference "

@@ -13,9 +13,10 @@ _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
 
 def verify(graph: Graph, stage: str) -> Graph:
-    """The graph itself, if it is legal at the stage ("float" or "quantized"); else a ValueError that names the node."""
+    """The graph itself, if it is legal at the stage ("float" or "quantized"), bodies included; else a ValueError that
+    names the node."""
     names: set[tuple[bool, str]] = set()
-    for node in graph.nodes:
+    for node in graph.all_nodes:
         for wrong, says in _CHECKS[stage]:
             if wrong(node):
                 raise ValueError(f"{node!r} {says}")

@@ -2,6 +2,8 @@
 
 float graph     constants -> products, layout -> canonical, fold -> fuse -> elementwise     exact up to float rounding
 int8 graph      place -> lower -> tables -> merge     place decides, lower computes the integers, the rest change no bit
+
+Each pass goes through the bodies of scan, while and cond too.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Node, uniform
+from jaxq.graph.node import ACCUMULATING, Aval, Node, uniform
 from jaxq.graph.rewrite import Match, Rule
 from jaxq.passes.accumulating import OPEN, is_open, scaled, shifted, vector
 
@@ -56,10 +56,23 @@ def _per_feature(node: Node, other: Node, match: Match) -> np.ndarray | None:
     return np.broadcast_to(value, shape[len(rows) :]).reshape(-1).copy()
 
 
+def _moved_sum(x: Node, match: Match) -> list[Node] | None:
+    """The layout ops between an open accumulating op and `x`, the op first, where nothing else reads any of them."""
+    chain = [x]
+    while chain[-1].op in ("reshape", "transpose", "squeeze"):
+        chain.append(chain[-1].inputs[0])
+    head, sole = chain[-1], all(match.uses.get(node) == 1 for node in chain)
+    return chain[::-1] if len(chain) > 1 and sole and head.op in ACCUMULATING and is_open(head) else None
+
+
 def _with_constant(
     scale: Callable[[np.ndarray], Any] | None, bias: Callable[[np.ndarray], Any] | None, swapped: bool = True
 ) -> Callable[[Match], Node | None]:
     """The rule for a binary op of a value and a per-channel constant c: x * scale(c) + bias(c)."""
+
+    def mapped(head: Node, value: np.ndarray) -> Node:
+        head = head if scale is None else scaled(head, scale(value))
+        return head if bias is None else shifted(head, bias(value))
 
     def rule(match: Match) -> Node | None:
         node = match.node
@@ -67,11 +80,15 @@ def _with_constant(
         for x, c in pairs:
             if x.is_constant or x.aval.shape != node.aval.shape:
                 continue
+            number = uniform(c) if c.aval.is_float else None
+            if number is not None and (chain := _moved_sum(x, match)) is not None:
+                head, *layout = chain
+                moved = mapped(head, np.full(head.aval.shape[-1], number, np.float32))
+                for op in layout:
+                    moved = op.replace(inputs=(moved,))
+                return moved
             if (value := _per_feature(c, x, match)) is not None:
-                head = x.inputs[0]
-                head = head if scale is None else scaled(head, scale(value))
-                head = head if bias is None else shifted(head, bias(value))
-                return x.replace(inputs=(head,))
+                return x.replace(inputs=(mapped(x.inputs[0], value),))
             if (value := _per_channel(c, x)) is not None:
                 return _affine(
                     node,

@@ -13,7 +13,8 @@ LARGE = 1 << 20
 
 
 def fold_constants(graph: Graph) -> Graph:
-    """The graph with every subgraph of constants replaced by its value."""
+    """The graph with every subgraph of constants replaced by its value, in bodies too."""
+    graph = graph.map(lambda node: node.with_bodies(fold_constants))
     folded: set[Node] = set()
     for node in graph.nodes:
         made = node.inputs or node.op == "iota"

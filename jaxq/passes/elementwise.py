@@ -66,7 +66,7 @@ def collapse(graph: Graph) -> Graph:
         if node in new:
             continue
         moved = node.replace(inputs=tuple(new[source] for source in node.inputs))
-        new[node] = moved
+        new[node] = moved.with_bodies(collapse)
         if node in ends:
             body = _body(node, root[node])
             if any(inner.op != "affine" for inner in body.nodes if uniform(inner) is None and inner.op != "input"):

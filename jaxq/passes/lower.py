@@ -31,7 +31,10 @@ def lower(graph: Graph, placement: Placement, thresholds: Mapping[str, float], c
       thresholds: for every scale group's name the largest magnitude that its scale covers.
       config: how weights are quantized.
     """
-    return _Lowering(placement, thresholds, config).run(graph)
+    names = Names()
+    for node in graph.all_nodes:
+        names.unique(node.name)
+    return _Lowering(placement, thresholds, config, names).run(graph)
 
 
 @dataclass
@@ -41,13 +44,12 @@ class _Lowering:
     placement: Placement
     thresholds: Mapping[str, float]
     config: QuantConfig
+    names: Names
     floats: dict[Node, Node] = field(default_factory=dict)
     ints: dict[Node, Node] = field(default_factory=dict)
-    names: Names = field(default_factory=Names)
 
     def run(self, graph: Graph) -> Graph:
-        for node in graph.nodes:
-            self.names.unique(node.name)
+        """The int8 graph of a graph or a body, which takes and gives floats."""
         exact = {group for group in self.placement.groups.values() if group.exact}
         byte_sources = {source.inputs[0] for group in exact for source in group.sources}
         for node in dict.fromkeys((*graph.inputs, *graph.nodes)):
@@ -106,7 +108,7 @@ class _Lowering:
             return node.replace(reason=reason, fused=fused_words(node) if node.op in ACCUMULATING else ())
 
         if node.op != "elementwise":
-            return explained(moved)
+            return explained(moved).with_bodies(self._body)
         # An op may be part of several functions, and stand beside them too.
         end = node.attrs["body"].outputs[0].name
         return expand(
@@ -125,6 +127,9 @@ class _Lowering:
         aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
         attrs = {"word": node.attrs["word"]}
         return node.replace(op="table", attrs=attrs, aval=aval, qtype=qtype).with_operands({"x": x, "table": table})
+
+    def _body(self, body: Graph) -> Graph:
+        return _Lowering(self.placement, self.thresholds, self.config, self.names).run(body)
 
     def _layout(self, node: Node) -> Node:
         """The same movement of integers; a conversion between float dtypes moves nothing."""

@@ -15,7 +15,7 @@ _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
 
 def merge(graph: Graph) -> Graph:
-    """The graph with its parallel branches merged."""
+    """The graph with its parallel branches merged, in bodies too."""
     families: dict[Hashable, list[Node]] = {}
     for node in graph.nodes:
         if (key := _family(node)) is not None:
@@ -33,7 +33,8 @@ def merge(graph: Graph) -> Graph:
     new: dict[Node, Node] = {}
     for node in (*graph.inputs, *graph.nodes):
         if node not in new:
-            new[node] = change(node, node.replace(inputs=tuple(new[source] for source in node.inputs)))
+            moved = node.replace(inputs=tuple(new[source] for source in node.inputs))
+            new[node] = change(node, moved.with_bodies(merge))
     return Graph(tuple(new[node] for node in graph.inputs), tuple(new[node] for node in graph.outputs))
 
 

