@@ -1,14 +1,16 @@
 """Every per-channel affine map into the weights beside it.
 
 Two affine maps in a row are one. A conv or dot takes the map behind it into its weights and bias, and the map before it
-too where the padding allows. Bounds follow the map behind them; residuals wait for `fuse`.
+too where the padding allows. Where a concat or a max pool stands between them, the map moves before it. Bounds follow
+the map behind them; residuals wait for `fuse`.
 """
 
 import numpy as np
 
 from jaxq.graph.node import ACCUMULATING, Node
 from jaxq.graph.rewrite import Match, Rule
-from jaxq.passes.accumulating import is_open, ordered, scaled, shifted, weight_of
+from jaxq.passes.accumulating import is_open, ordered, scaled, shifted, vector, weight_of
+from jaxq.passes.layout import sees_padding_alone
 
 
 def _fold_behind(match: Match) -> Node | None:
@@ -86,6 +88,46 @@ def _by_weight(node: Node, vector: np.ndarray) -> np.ndarray:
     return np.repeat(vector.reshape(groups, -1).T, node.aval.shape[-1] // groups, axis=1)
 
 
+_MOVES = ("concatenate", "reduce_window_max")
+
+
+def _move_before(match: Match) -> Node | None:
+    """affine(concat(a, b)) = concat(affine(a), affine(b)), and so with a max pool where the map keeps the order. Only
+    where all that made the values can take the map in."""
+    node, head = match.node, match.node.operand("x")
+    if head.op not in _MOVES or node.get("residual") is not None or not _takes(match, head, node):
+        return None
+    scale = node.get("scale")
+    if head.op == "reduce_window_max" and scale is not None and not np.all(scale.value > 0):
+        return None
+    by_channel = head.op == "concatenate" and head.attrs["dimension"] == len(head.aval.shape) - 1
+    widths = [x.aval.shape[-1] for x in head.inputs]
+    ends = np.cumsum(widths).tolist() if by_channel else widths
+    inputs = [_part(node, x, slice(end - width, end)) for x, width, end in zip(head.inputs, widths, ends, strict=True)]
+    return head.replace(inputs=tuple(inputs))
+
+
+def _takes(match: Match, head: Node, affine: Node) -> bool:
+    """True where `head` can take in the affine map, or all that made what it moves can."""
+    if not match.is_sole_user(head) or head.aval.dtype != affine.aval.dtype:
+        return False
+    if head.op == "reduce_window_max" and (head.attrs["window_dimensions"][-1] != 1 or sees_padding_alone(head)):
+        return False
+    if head.op in _MOVES:
+        return all(_takes(match, x, affine) for x in head.inputs)
+    return head.op in ACCUMULATING and (is_open(head) or affine.roles == ("x",))
+
+
+def _part(affine: Node, x: Node, channels: slice) -> Node:
+    """The map of these channels alone, of `x`."""
+    operands = {
+        role: vector(given.value[channels], x, f"affine_{role}")
+        for role in ("scale", "bias")
+        if (given := affine.get(role)) is not None
+    }
+    return affine.replace(aval=x.aval, name=f"{x.name}/affine").with_operands({"x": x, **operands})
+
+
 def fold_cast(match: Match) -> Node | None:
     """A conversion between float dtypes behind an accumulating op is that op's output dtype."""
     node, head = match.node, match.node.inputs[0]
@@ -96,6 +138,7 @@ def fold_cast(match: Match) -> Node | None:
 
 RULES: tuple[Rule, ...] = (
     ("affine", _fold_behind),
+    ("affine", _move_before),
     ("conv", _fold_before),
     ("dot", _fold_before),
     ("convert_element_type", fold_cast),

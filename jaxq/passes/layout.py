@@ -118,6 +118,15 @@ def _narrowed(node: Node) -> Node:
     return constant(value, node.inputs[0].name if node.op == "broadcast_in_dim" else node.name)
 
 
+def sees_padding_alone(node: Node) -> bool:
+    """True for a max pool of which a window may lie in the padding alone."""
+    if node.op != "reduce_window_max":
+        return False
+    return any(
+        max(pad) >= size for pad, size in zip(node.attrs["padding"], node.attrs["window_dimensions"], strict=True)
+    )
+
+
 _WINDOW = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
 
 RULES: tuple[Rule, ...] = (

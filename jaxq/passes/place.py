@@ -23,6 +23,7 @@ from jaxq import numerics
 from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, ANCHORS, WEIGHTED, Aval, Graph, Node
 from jaxq.passes.elementwise import LARGEST_SLOPE
+from jaxq.passes.layout import sees_padding_alone
 
 LAYOUT = frozenset(
     {
@@ -199,7 +200,7 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
         return "its last axis follows the batch"
     if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):
         return "it pads with another value than zero"
-    if node.op == "reduce_window_max" and _sees_padding_alone(node):
+    if node.op == "reduce_window_max" and sees_padding_alone(node):
         return "a window of it may lie in the padding alone"
     if node.op in ACCUMULATING:
         terms, limit = _terms(node), numerics.MAX_ACCUMULATED // _LARGEST_TERM.get(node.op, 255)
@@ -212,12 +213,6 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
 
 # Of one product, or one value, whatever its dtype; 255 for a sum of values.
 _LARGEST_TERM = {"conv": 255 * 127, "dot": 255 * 127, "matmul": 255 * 255, "product": 255 * 255}
-
-
-def _sees_padding_alone(node: Node) -> bool:
-    return any(
-        max(pad) >= size for pad, size in zip(node.attrs["padding"], node.attrs["window_dimensions"], strict=True)
-    )
 
 
 def _terms(node: Node) -> Any:

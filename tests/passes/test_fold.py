@@ -76,6 +76,46 @@ BEFORE = {
     "behind relu": (lambda x: conv()(nn.relu(x) * SCALE), ["affine: relu", "conv: bias"]),
 }
 
+
+def two(x):
+    return [conv(4)(x), conv(5, (1, 1))(x)]
+
+
+def together(x, axis=-1):
+    return jnp.concatenate(two(x) if axis == -1 else [conv()(x), conv()(x)], axis)
+
+
+POOL = {"window_shape": (2, 2), "strides": (2, 2)}
+ALONE = {"window_shape": (2, 2), "strides": (2, 2), "padding": ((2, 0), (0, 0))}  # a row of it sees padding alone
+AROUND = {
+    "norm of a concat": (lambda x: norm()(together(x)), ["conv: bias", "conv: bias", "concatenate"]),
+    "norm and relu of a concat": (
+        lambda x: nn.relu(norm()(together(x))), ["conv: bias relu", "conv: bias relu", "concatenate"]),
+    "of rows": (lambda x: norm()(together(x, 1)), ["conv: bias", "conv: bias", "concatenate"]),
+    "of a concat in a concat": (
+        lambda x: nn.relu(jnp.concatenate([together(x), conv(3)(x)], -1)),
+        ["conv: bias relu", "conv: bias relu", "concatenate", "conv: bias relu", "concatenate"]),
+    "of values that relu made": (
+        lambda x: norm()(nn.relu(together(x))),
+        ["conv: bias relu", "conv: bias relu", "concatenate", "affine: bias"]),
+    "of a value read twice": (
+        lambda x: (lambda y: nn.relu(norm()(jnp.concatenate([y, conv()(y)], -1))))(conv()(x)),
+        ["conv: bias", "conv: bias", "concatenate", "affine: bias relu"]),
+    "of an input": (
+        lambda x: nn.relu(jnp.concatenate([x, conv()(x)], -1)), ["conv: bias", "concatenate", "affine: relu"]),
+    "relu behind a max pool": (
+        lambda x: nn.relu(nn.max_pool(conv()(x), **POOL)), ["conv: bias relu", "reduce_window_max"]),
+    "scale behind a max pool": (
+        lambda x: nn.max_pool(conv()(x), **POOL) * POSITIVE, ["conv: bias", "reduce_window_max"]),
+    "another sign behind a max pool": (
+        lambda x: nn.max_pool(conv()(x), **POOL) * SCALE, ["conv: bias", "reduce_window_max", "affine"]),
+    "relu of a padding": (
+        lambda x: nn.relu(nn.max_pool(conv()(x), **ALONE)), ["conv: bias", "reduce_window_max", "affine: relu"]),
+    "relu behind both": (
+        lambda x: nn.relu(nn.max_pool(together(x), **POOL)),
+        ["conv: bias relu", "conv: bias relu", "concatenate", "reduce_window_max"]),
+}  # fmt: skip
+
 GEOMETRY = {
     "one axis": (lambda x: nn.relu(norm()(conv(5, (3,))(x))), TOKENS, ["conv: bias relu"]),
     "dilated, asymmetric": (
@@ -108,6 +148,26 @@ def test_behind(name):
 def test_before(name):
     layers, expected = BEFORE[name]
     assert shown(simplified(*linen(layers), X)) == expected
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_around_concats_and_pools(name):
+    layers, expected = AROUND[name]
+    assert shown(simplified(*linen(layers), X)) == expected
+
+
+def test_a_layer_norm_gives_its_scale_and_bias_to_the_one_layer_behind_it():
+    def product(fun):
+        graph = simplified(*linen(fun), X, tolerance=1e-4)
+        (found,) = (node for node in graph.nodes if node.op == "product")
+        assert "mul" not in {node.op for node in graph.nodes}
+        return found.roles
+
+    assert product(lambda x: nn.Dense(5)(nn.LayerNorm()(x))) == ("x", "y")
+    assert product(lambda x: conv(padding="VALID")(nn.LayerNorm()(x))) == ("x", "y")
+    assert product(lambda x: conv()(nn.LayerNorm()(x))) == ("x", "y", "scale", "bias")
+    assert product(lambda x: (lambda y: nn.Dense(5)(y) + nn.Dense(5)(y))(nn.LayerNorm()(x))) == (
+        *("x", "y"), *("scale", "bias"))  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GEOMETRY)
