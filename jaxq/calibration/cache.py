@@ -88,7 +88,7 @@ def decode_network(header: Mapping[str, Any]) -> tuple[Signature, tuple[Tensor, 
     tree = decode_tree(header["tree"])
     if tree.num_leaves != len(leaves):
         raise ValueError("the arguments do not fit their structure")
-    tensors = tuple(Tensor(tuple(sources), dtype, measurable) for sources, dtype, measurable in header["tensors"])
+    tensors = tuple(Tensor(tuple(sources), *rest) for sources, *rest in header["tensors"])
     if not all(tensor.sources and tensor.dtype in ("int8", "uint8") for tensor in tensors):
         raise ValueError("a tensor without a source, or of another dtype than int8 and uint8")
     errors = {name: {float(t): _errors(by) for t, by in pairs} for name, pairs in header["errors"].items()}
