@@ -15,7 +15,7 @@ from zoo.counts import Counts, count
 
 from jaxq.passes.place import LAYOUT
 
-MOVES = LAYOUT - {"reduce_max"} | {"dynamic_update_slice", "scatter"}
+MOVES = LAYOUT - {"reduce_max", "gather"} | {"dynamic_update_slice", "scatter"}
 
 # Flax's: means of x and of its square, each a sum and its scale; max(0, E[x^2] - E[x]^2) + epsilon; (x - mean) * rsqrt,
 # with scale and bias in that product's epilogue or in the layer behind it.

@@ -216,9 +216,25 @@ def _split(match: Match) -> Node | None:
     return node.replace(op="slice", inputs=(x,), attrs=attrs)
 
 
+def _in_bounds(match: Match) -> Node | None:
+    """A gather whose indices are known to lie inside fills nothing."""
+    node, (x, indices) = match.node, match.node.inputs
+    if node.attrs["mode"] != "FILL_OR_DROP" or not indices.is_constant:
+        return None
+    axes = node.attrs["dimension_numbers"]["start_index_map"]
+    last = [(x.aval.shape[axis], node.attrs["slice_sizes"][axis]) for axis in axes]
+    if not all(isinstance(size, int) for pair in last for size in pair):
+        return None
+    largest = np.array([whole - part for whole, part in last])
+    starts = np.asarray(indices.value).reshape(-1, len(axes))
+    inside = np.all((starts >= 0) & (starts <= largest))
+    return node.with_attrs(mode="PROMISE_IN_BOUNDS", fill_value=None) if inside else None
+
+
 # The products first, with the transposes around them, so that `layout` can move these.
 RULES: tuple[Rule, ...] = (
     ("item", _split),
+    ("gather", _in_bounds),
     ("reduce_sum", _sum),
     ("reduce_window_sum", _window_sum),
     ("mul", _with_constant(lambda c: c, None)),

@@ -140,7 +140,7 @@ class _Lowering:
         aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
         if node.op == "pad":
             inputs: tuple[Node, ...] = (x, constant(np.zeros((), qtype.dtype)))
-        elif node.op == "dynamic_slice":
+        elif node.op in ("dynamic_slice", "gather"):
             inputs = (x, *(self.as_float(index) for index in node.inputs[1:]))
         else:
             inputs = tuple(self.as_int(source) for source in node.inputs)

@@ -27,7 +27,18 @@ from jaxq.passes.layout import sees_padding_alone
 
 LAYOUT = frozenset(
     {
-        *("reshape", "transpose", "squeeze", "broadcast_in_dim", "tile", "rev", "slice", "dynamic_slice", "pad"),
+        *(
+            "reshape",
+            "transpose",
+            "squeeze",
+            "broadcast_in_dim",
+            "tile",
+            "rev",
+            "slice",
+            "dynamic_slice",
+            "gather",
+            "pad",
+        ),
         *("concatenate", "stack", "max", "min", "reduce_max", "reduce_window_max"),
         *("convert_element_type", "copy", "name", "stop_gradient"),
     }
@@ -158,7 +169,7 @@ def data_inputs(node: Node) -> tuple[Node, ...]:
     if node.op in ACCUMULATING:
         operands = (node.get(role) for role in ("x", "y", "residual"))
         return tuple(operand for operand in operands if operand is not None and not operand.is_constant)
-    return node.inputs[:1] if node.op in ("pad", "dynamic_slice") else node.inputs
+    return node.inputs[:1] if node.op in ("pad", "dynamic_slice", "gather") else node.inputs
 
 
 def _unknown(node: Node) -> str:
@@ -200,6 +211,8 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
         return "its last axis follows the batch"
     if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):
         return "it pads with another value than zero"
+    if node.op == "gather" and node.attrs["mode"] == "FILL_OR_DROP":
+        return "an index of it may lie outside, where it fills in NaN"
     if node.op == "reduce_window_max" and sees_padding_alone(node):
         return "a window of it may lie in the padding alone"
     if node.op in ACCUMULATING:

@@ -163,6 +163,28 @@ def test_bytes_beside_other_values_have_a_scale():
     assert decibels(fun(PARAMS, x, X), qmodel(x, X)) > 25
 
 
+@pytest.mark.parametrize(
+    ("select", "reason"),
+    [
+        (lambda y, n: jax.image.resize(y, (y.shape[0], 20, 8), "nearest"), ""),
+        (lambda y, n: jnp.take(y, np.array([3, 0, 9]), axis=1), ""),
+        (lambda y, n: y[:, n % 10], ""),
+        (lambda y, n: jnp.take(y, n, axis=1), "an index of it may lie outside, where it fills in NaN"),
+    ],
+)
+def test_a_gather_moves_integers(select, reason):
+    def fun(params, x, n):
+        return select(jax.nn.relu(x @ params["a"]), n) @ params["b"]
+
+    args = (X, np.array([2, 5, 5], np.int32))
+    qmodel = jaxq.quantize(fun, PARAMS, [args])
+    assert [(row.reason, row.dtypes[1]) for row in rows(qmodel, "gather")] == [
+        (reason, "float32" if reason else "uint8")
+    ]
+    assert decibels(fun(PARAMS, *args), qmodel(*args)) > 25
+    np.testing.assert_array_equal(qmodel(*args), qmodel.plan.evaluate(qmodel.params, args))
+
+
 def test_padding_goes_into_the_convolution():
     class Padded(nn.Module):
         @nn.compact
