@@ -19,11 +19,11 @@ def _clip(value: float, lo: float, hi: float) -> float:
 
 
 def _fuse_residual(match: Match) -> Node | None:
-    """x + y: one side stays in its op's accumulator, the other becomes that op's residual. Weighted ops go first, then
-    the deeper side, so that a block keeps its main path in the accumulator and reads its shortcut."""
+    """x + y (+ bias): one side stays in its op's accumulator, the other becomes that op's residual. Weighted ops go
+    first, then the deeper side, so that a block keeps its main path in the accumulator and reads its shortcut."""
     node = match.node
-    x, y = node.operand("x"), node.get("residual")
-    if y is None or node.get("scale") is not None or node.get("bias") is not None:
+    x, y, bias = node.operand("x"), node.get("residual"), node.get("bias")
+    if y is None or node.get("scale") is not None:
         return None
     pairs = [
         (head, other)
@@ -33,6 +33,7 @@ def _fuse_residual(match: Match) -> Node | None:
     if not pairs:
         return None
     head, other = max(pairs, key=lambda pair: (pair[0].op in WEIGHTED, match.depth[pair[0]]))
+    head = head if bias is None else shifted(head, bias.value)
     operands = dict(zip(head.roles, head.inputs, strict=True))
     return _clipped(head.with_operands(operands | {"residual": other}, aval=node.aval), node)
 
