@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import primitives as jp
 
 from jaxq.errors import JaxqError, TraceError
 from jaxq.graph.node import Aval, Dim, Graph, Names, Node, constant
@@ -27,6 +28,14 @@ CHECK = 5
 
 # The last component of a parameter's path when it names the array and not the layer that owns it.
 _LEAF = re.compile(r"^(kernel|weight|w|bias|b|embedding|scale|\d+)$", re.IGNORECASE)
+
+# JAX writes an index i as `select(i < 0, i + size, i)`, and the size may be the batch's. Where i is a number, that is
+# worked out while tracing, so that no number is left that depends on the batch size.
+_ON_INDICES: dict[Any, Callable[..., Any]] = {
+    jp.lt_p: np.less,
+    jp.add_p: np.add,
+    jp.select_n_p: lambda which, *cases: cases[int(which)],
+}
 
 
 @dataclass(frozen=True)
@@ -170,6 +179,9 @@ class _Interpreter:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _node(self, eqn: Any, operands: tuple[Node, ...], scope: str, label: str) -> list[Node]:
+        if eqn.primitive in _ON_INDICES and all(node.op == "const" for node in operands):
+            value = _ON_INDICES[eqn.primitive](*(node.value for node in operands))
+            return [constant(np.asarray(value, eqn.outvars[0].aval.dtype))]
         row = TABLE.get(eqn.primitive)
         if row is None:
             op, attrs = "opaque", {"primitive": eqn.primitive, "params": dict(eqn.params)}

@@ -62,6 +62,16 @@ def test_a_batch_that_cannot_be_followed_is_fixed(fun, why):
     np.testing.assert_allclose(evaluate(traced.graph, {}, [X])[0], fun({}, X), rtol=1e-6)
 
 
+def test_an_index_that_is_a_number_leaves_the_batch_free():
+    """JAX writes the sizes that negative indices are counted from into the function."""
+
+    def fun(params, cache, row, position):
+        return lax.dynamic_update_slice(cache, row, (0, position, 0)), jnp.zeros((len(cache), 3)).at[0, 2].set(1.0)
+
+    args = (networks.images(4, 8, 3), networks.images(4, 1, 3), np.int32(2))
+    assert trace(fun, {}, args).fixed_because is None
+
+
 def test_calls_are_inlined():
     @jax.custom_vjp
     def double(x):
