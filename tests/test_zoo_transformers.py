@@ -1,8 +1,7 @@
 """What becomes of the zoo's transformers, in numbers that follow from their architecture.
 
 Each test says in full which ops compute in int8, what their epilogues hold, and which float ops are left. (Ops that
-only move values are not counted.) L is the number of layers. With NNX, or with the layers as a scan, the numbers are
-the same.
+only move values are not counted.) With NNX, or with the layers as a scan, the numbers are the same.
 """
 
 from collections import Counter
@@ -39,6 +38,7 @@ def check(
     """`left`: the float ops whose result is float; those on indices and masks are not counted."""
     computing = Counter({op: number for op, number in found.int8.items() if op not in MOVES})
     assert computing == Counter(int8)
+    assert found.fixed_because is None
     words = Counter(bias=bias, gelu=gelu, residual=residual, requantize=requantized)
     assert found.fused == +words
     assert found.merges == Counter(merges)

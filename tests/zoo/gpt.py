@@ -84,9 +84,12 @@ def plain_step(heads):
     def dense(p, x):
         return jnp.dot(x, p["kernel"].reshape(x.shape[-1], -1)) + p["bias"].reshape(-1)
 
+    def write(layer):
+        return jax.vmap(lambda cache, row, position: cache.at[layer, position].set(row))
+
     def fun(params, cache, token):
         batch, length = token.shape[0], cache["keys"].shape[2]
-        rows, position = jnp.arange(batch), cache["position"]
+        position = cache["position"]
         x = params["words"]["embedding"][token[:, 0]] + params["positions"]["embedding"][position]
         seen = jnp.arange(length) <= position[:, None]
         keys, values = cache["keys"], cache["values"]
@@ -96,7 +99,7 @@ def plain_step(heads):
             query, key, value = (
                 dense(attention[name], y).reshape(batch, heads, -1) for name in ("query", "key", "value")
             )
-            keys, values = keys.at[rows, i, position].set(key), values.at[rows, i, position].set(value)
+            keys, values = write(i)(keys, key, position), write(i)(values, value, position)
             scores = jnp.einsum("nhd,nthd->nht", query, keys[:, i]) / np.sqrt(query.shape[-1]).astype(x.dtype)
             weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf))
             context = jnp.einsum("nht,nthd->nhd", weights, values[:, i]).reshape(batch, -1)
