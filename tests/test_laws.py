@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from generated import Network, networks
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 from jaxq import backends, load, passes
 from jaxq.api import QuantizedModel
@@ -122,8 +122,13 @@ def test_a_saved_network_gives_the_same_bits(tmp_path_factory, network):
 
 
 @pytest.mark.slow
-@draws(max_examples=500)
-@given(networks())
-def test_500_networks(tmp_path_factory, network):
-    check_rewrites(network)
-    check_int8(network, tmp_path_factory.mktemp("saved"))
+@pytest.mark.parametrize("part", range(20))
+def test_500_networks(part, tmp_path_factory):
+    @seed(part)
+    @settings(max_examples=25, database=None, suppress_health_check=list(HealthCheck))
+    @given(networks())
+    def check(network):
+        check_rewrites(network)
+        check_int8(network, tmp_path_factory.mktemp("saved"))
+
+    check()

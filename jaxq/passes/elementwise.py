@@ -4,8 +4,8 @@ A subgraph whose ops are all elementwise and which reads one value, and otherwis
 f of that value, element by element. In int8 it is a table of 256 entries, so that no activation needs a pattern. The
 node's word is found by comparing f with the functions that have a name.
 
-A table rounds its input to one of 256 levels, an error of up to half a step that f multiplies by its slope. A steep f
-(exp, rsqrt, a square) is left as it is.
+A table rounds its input to one of 256 levels, an error of up to half a step that f multiplies by its slope. An f that
+is far steeper in one place than on average (exp, rsqrt, a step) is left as it is.
 """
 
 import functools
@@ -19,7 +19,8 @@ import numpy as np
 from jaxq.graph.evaluate import reference
 from jaxq.graph.node import Aval, Graph, Node, uniform
 
-LARGEST_SLOPE = 4.0
+# The largest slope over the mean one, on the grid: 16 for tanh, 8 for sigmoid, 2 for a square, 32 for exp.
+LARGEST_STEEPNESS = 20.0
 
 _UNARY = """abs acos acosh asin asinh atan atanh cbrt ceil cos cosh erf erfc exp exp2 expm1 floor is_finite log log1p
 log2 logistic neg rsqrt sign sin sinh sqrt square tan tanh integer_pow round reduce_precision not"""
@@ -127,10 +128,16 @@ def _body(end: Node, root: Node) -> Graph:
 def _function(end: Node, x: Node, body: Graph) -> Node:
     grid = _GRID.astype(body.inputs[0].aval.dtype)
     y = np.asarray(apply(body, grid), np.float32)
-    with np.errstate(invalid="ignore"):
-        slope = float(np.max(np.abs(y[_RUN:] - y[:-_RUN])) / (_GRID[_RUN] - _GRID[0]))
-    attrs = {"body": body, "word": _word(body, y), "slope": slope if np.isfinite(slope) else np.inf}
+    attrs = {"body": body, "word": _word(body, y), "steepness": _steepness(y)}
     return end.replace(op="elementwise", attrs=attrs).with_operands({"x": x})
+
+
+def _steepness(y: np.ndarray) -> float:
+    """The largest slope of f over its mean one, of f's values on the grid; infinite where f is not finite."""
+    if not np.all(np.isfinite(y)):
+        return np.inf
+    rises = np.abs(np.diff(y[::_RUN].astype(np.float64)))
+    return float(np.max(rises) / max(np.mean(rises), np.finfo(np.float32).tiny))
 
 
 @functools.cache
@@ -140,12 +147,15 @@ def _named() -> dict[str, np.ndarray]:
 
 
 def _word(body: Graph, y: np.ndarray) -> str:
-    slope = y[0] / _GRID[0]
+    if not np.any(y):
+        return "elementwise"
+    slope = y[0] / _GRID[0] if y[0] < 0 else 0.01
     leaky = np.where(_GRID < 0, slope * _GRID, _GRID)
     for word, expected in {**_named(), "leaky_relu": leaky}.items():
         bound = _SAME * (1 + np.abs(expected))
-        # Also f(-x): the sign may have gone into the layer before.
-        if np.all(np.abs(y - expected) <= bound) or np.all(np.abs(y[::-1] - expected) <= bound):
+        # Up to a scale, and f(-x) too: factors may have gone into the layers around.
+        same = y * (np.max(np.abs(expected)) / np.max(np.abs(y)))
+        if any(np.all(np.abs(values - expected) <= bound) for values in (same, same[::-1])):
             return word
     ops = [node for node in body.nodes if node.op != "input" and uniform(node) is None]
     return ops[0].op if len(ops) == 1 else "elementwise"

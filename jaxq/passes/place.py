@@ -22,7 +22,7 @@ import numpy as np
 from jaxq import numerics
 from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, ANCHORS, WEIGHTED, Aval, Graph, Node
-from jaxq.passes.elementwise import LARGEST_SLOPE
+from jaxq.passes.elementwise import LARGEST_STEEPNESS
 from jaxq.passes.layout import sees_padding_alone
 
 LAYOUT = frozenset(
@@ -205,8 +205,9 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
         return "an operand is a constant or not a float value"
     if not config.quantizes(node.name):
         return f"rule {config.rule(node.name).pattern!r}"  # type: ignore[union-attr]
-    if node.op == "elementwise" and node.attrs["slope"] > LARGEST_SLOPE:
-        return f"a table of it would be too coarse: its slope reaches {node.attrs['slope']:.3g}"
+    if node.op == "elementwise" and node.attrs["steepness"] > LARGEST_STEEPNESS:
+        steepness = node.attrs["steepness"]
+        return f"a table of it would be too coarse: it is {steepness:.3g} times as steep in one place as on average"
     if node.op in ACCUMULATING and not isinstance(node.aval.shape[-1], int):
         return "its last axis follows the batch"
     if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):

@@ -79,11 +79,19 @@ def test_a_function_that_is_not_negative_has_bytes():
     assert [row.dtypes[1] for row in rows if "sigmoid" in row.fused] == ["uint8"]
 
 
-@pytest.mark.parametrize("steep", [jnp.exp, jnp.square, lambda x: jax.lax.rsqrt(jnp.abs(x) + 1e-6)])
+@pytest.mark.parametrize("steep", [jnp.exp, jnp.sign, lambda x: jax.lax.rsqrt(jnp.abs(x) + 1e-6)])
 def test_a_steep_function_stays_in_float(steep):
     rows = jaxq.quantize(mlp(steep), PARAMS, [X]).summary().nodes
     (reason,) = {row.reason for row in rows if row.precision == "float"}
-    assert reason.startswith("a table of it would be too coarse: its slope reaches ")
+    assert reason.startswith("a table of it would be too coarse: ")
+
+
+@given(st.floats(1e-3, 1e3))
+def test_a_scale_makes_no_function_steeper(factor):
+    graphs = [simplified(lambda params, x, f=f: jnp.sort(f * jnp.tanh(x)), X) for f in (1.0, np.float32(factor))]
+    attrs = [node.attrs for graph in graphs for node in graph.nodes if node.op == "elementwise"]
+    assert [item["word"] for item in attrs] == ["tanh", "tanh"]
+    assert attrs[0]["steepness"] == pytest.approx(attrs[1]["steepness"], rel=1e-5)
 
 
 def test_an_op_in_two_functions_has_two_names():
