@@ -35,7 +35,7 @@ def rewritten(network: Network) -> SimpleNamespace:
     placement = place(simple, CONFIG)
     thresholds = {group.name: 4.0 for group in placement.scale_groups}
     lowered = verify(name_parameters(lower(simple, placement, thresholds, CONFIG)), "quantized")
-    merged = verify(name_parameters(merge(lowered)), "quantized")
+    merged = verify(passes.quantize(simple, placement, thresholds, CONFIG), "quantized")
     return SimpleNamespace(traced=traced, simple=simple, lowered=lowered, merged=merged)
 
 

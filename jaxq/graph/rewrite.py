@@ -43,6 +43,13 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
         match.uses[node] = uses
         match.depth[node] = 1 + max((match.depth.get(source, 0) for source in node.inputs), default=0)
 
+    def release(node: Node) -> None:
+        """Nothing reads the node any more."""
+        for source in node.inputs:
+            match.uses[source] -= 1
+            if match.uses[source] == 0:
+                release(source)
+
     def settled(node: Node, uses: int) -> Node:
         """What the node becomes when no rule applies any more to it, nor to what a rule put below it."""
         while True:
@@ -54,6 +61,10 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
             replaced = next((r for rule in table.get(node.op, ()) if (r := rule(match)) is not None), None)
             if replaced is None:
                 return node
+            if replaced in match.uses:  # a node below: what read this one reads that one
+                match.uses[replaced] += uses
+                release(node)
+                return replaced
             node = replaced
 
     new: dict[Node, Node] = {}

@@ -12,7 +12,12 @@ OPEN = {"lo": -np.inf, "hi": np.inf}
 
 def is_open(node: Node) -> bool:
     """True for an accumulating op to whose sum more may be added: no activation and no residual yet."""
-    return node.attrs["lo"] == -np.inf and node.attrs["hi"] == np.inf and node.get("residual") is None
+    return has_no_bounds(node) and node.get("residual") is None
+
+
+def has_no_bounds(node: Node) -> bool:
+    """True for an accumulating op without an activation: a bias may be added behind its residual as well as before."""
+    return node.attrs["lo"] == -np.inf and node.attrs["hi"] == np.inf
 
 
 def scaled(node: Node, scale: np.ndarray) -> Node:

@@ -166,7 +166,7 @@ def _bound(side: str) -> Callable[[Match], Node | None]:
     def rule(match: Match) -> Node | None:
         for x, c in (match.node.inputs, match.node.inputs[::-1]):
             if uniform(c) == (-np.inf if side == "lo" else np.inf) and x.aval == match.node.aval:
-                return x if match.is_sole_user(x) else None
+                return x
             one_number = c.is_constant and c.value.size == 1 and not x.is_constant
             if one_number and _channels(x) is not None and x.aval.shape == match.node.aval.shape:
                 return _affine(match.node, x, {**OPEN, side: float(np.asarray(c.value).reshape(()))})

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxq.graph.node import ACCUMULATING, Node
 from jaxq.graph.rewrite import Match, Rule
-from jaxq.passes.accumulating import is_open, ordered, scaled, shifted, vector, weight_of
+from jaxq.passes.accumulating import has_no_bounds, is_open, ordered, scaled, shifted, vector, weight_of
 from jaxq.passes.layout import sees_padding_alone
 
 
@@ -18,7 +18,9 @@ def _fold_behind(match: Match) -> Node | None:
     affine map does after both, a residual and bounds of its own, stays behind."""
     node, head = match.node, match.node.operand("x")
     scale, bias = node.get("scale"), node.get("bias")
-    if head.op not in ACCUMULATING or not match.is_sole_user(head) or head.get("residual") is not None:
+    if head.op not in ACCUMULATING or not match.is_sole_user(head):
+        return None
+    if head.get("residual") is not None and (scale is not None or not has_no_bounds(head)):
         return None
     if scale is None and bias is None:
         return head.replace(aval=node.aval) if is_open(node) else None

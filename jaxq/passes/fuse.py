@@ -1,7 +1,5 @@
 """Vertical fusion: residual add and activation into the epilogue of the conv, dot, pool or affine map before them."""
 
-import numpy as np
-
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Node
 from jaxq.graph.rewrite import Match, Rule
 from jaxq.passes.accumulating import is_open, shifted
@@ -19,11 +17,11 @@ def _clip(value: float, lo: float, hi: float) -> float:
 
 
 def _fuse_residual(match: Match) -> Node | None:
-    """x + y: one side stays in its op's accumulator, the other becomes that op's residual. Weighted ops go first, then
-    the deeper side, so that a block keeps its main path in the accumulator and reads its shortcut."""
+    """x + y (+ bias): one side stays in its op's accumulator, the other becomes that op's residual. Weighted ops go
+    first, then the deeper side, so that a block keeps its main path in the accumulator and reads its shortcut."""
     node = match.node
-    x, y = node.operand("x"), node.get("residual")
-    if y is None or node.get("scale") is not None or node.get("bias") is not None:
+    x, y, bias = node.operand("x"), node.get("residual"), node.get("bias")
+    if y is None or node.get("scale") is not None:
         return None
     pairs = [
         (head, other)
@@ -33,18 +31,9 @@ def _fuse_residual(match: Match) -> Node | None:
     if not pairs:
         return None
     head, other = max(pairs, key=lambda pair: (pair[0].op in WEIGHTED, match.depth[pair[0]]))
+    head = head if bias is None else shifted(head, bias.value)
     operands = dict(zip(head.roles, head.inputs, strict=True))
     return _clipped(head.with_operands(operands | {"residual": other}, aval=node.aval), node)
-
-
-def _fuse_bias(match: Match) -> Node | None:
-    """(y + residual) + bias = (y + bias) + residual."""
-    node, head = match.node, match.node.operand("x")
-    if node.roles != ("x", "bias") or head.op not in ACCUMULATING or not match.is_sole_user(head):
-        return None
-    if (head.attrs["lo"], head.attrs["hi"]) != (-np.inf, np.inf):
-        return None
-    return _clipped(shifted(head, node.operand("bias").value), node).replace(aval=node.aval)
 
 
 def _fuse_activation(match: Match) -> Node | None:
@@ -60,7 +49,6 @@ ACTIVATIONS: tuple[Rule, ...] = (("affine", _fuse_activation),)
 
 RULES: tuple[Rule, ...] = (
     ("affine", _fuse_residual),
-    ("affine", _fuse_bias),
     *ACTIVATIONS,
     ("convert_element_type", fold_cast),
 )

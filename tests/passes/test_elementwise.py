@@ -127,3 +127,21 @@ def test_functions_in_half_precision(dtype):
     qmodel = jaxq.quantize(fun, params, [jnp.asarray(X, dtype)])
     assert [row.fused for row in qmodel.summary().nodes if row.op == "dot"] == [("gelu", "requantize"), ()]
     assert qmodel(jnp.asarray(X, dtype)).dtype == dtype
+
+
+def test_an_op_of_several_float_functions_is_there_once():
+    def fun(params, x):
+        half = jnp.tanh(x) * 0.5
+        return half, jnp.exp(half), jnp.sin(half), jax.nn.relu(x @ params["a"])
+
+    rows = jaxq.quantize(fun, PARAMS, [X]).summary().nodes
+    assert sorted(row.op for row in rows if row.precision == "float") == ["affine", "exp", "sin", "tanh"]
+
+
+def test_an_op_in_int8_and_as_a_part_of_a_float_function():
+    def fun(params, x):
+        y = nn.silu(x @ params["a"])
+        return y @ params["b"], jnp.exp(4.0 * y)
+
+    qmodel = jaxq.quantize(fun, PARAMS, [X])
+    assert decibels(fun(PARAMS, X)[1], qmodel(X)[1]) > 25

@@ -57,6 +57,12 @@ BEHIND = {
     "weight norm": (lambda x: nn.WeightNorm(conv())(x), ["conv: bias"]),
     "behind a transpose": (
         lambda x: nn.Dense(6)(x).transpose(0, 3, 1, 2) * SCALE[:, None, None], ["dot: bias", "transpose"]),
+    "bias behind the residual": (
+        lambda x: nn.relu(x + nn.Dense(6, use_bias=False)(x) + BIAS), ["dot: bias residual relu"]),
+    "scale behind the residual": (
+        lambda x: (x + nn.Dense(6)(x)) * SCALE, ["dot: bias residual", "affine"]),
+    "one number behind a reshape": (
+        lambda x: jnp.sum(x, 1).reshape(-1, 48) * 3.0 + 1.0, ["sum: bias", "reshape"]),
     "relu, then scale": (lambda x: nn.relu(conv()(x)) * POSITIVE, ["conv: bias relu"]),
     "relu, then another sign": (lambda x: nn.relu(conv()(x)) * SCALE, ["conv: bias relu", "affine"]),
     "hard sigmoid": (lambda x: nn.hard_sigmoid(conv()(x)), ["conv: bias clip"]),

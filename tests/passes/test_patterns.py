@@ -2,6 +2,7 @@
 nothing. Each case is a network and the nodes that must be left of it."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
@@ -114,3 +115,18 @@ def test_a_map_folds_into_a_dot_that_is_transposed_behind():
     params = {"w": images(4, 5), "scale": images(4, seed=1), "bias": images(4, seed=2)}
     graph = passes.simplify(trace(fun, params, (images(3, 4),)).graph)
     assert "affine" not in [node.op for node in graph.nodes]
+
+
+def test_nothing_is_left_of_a_bound_at_infinity():
+    """jax.nn.softmax has a maximum with -inf."""
+    graph = simplified(lambda params, x: jax.nn.softmax(x), {}, X)
+    assert "affine" not in shown(graph)
+
+
+def test_what_depends_on_positions_alone_is_a_constant():
+    def fun(params, x):
+        mask = jnp.tril(jnp.ones((8, 8), bool))[..., None]
+        return jnp.where(mask, x + params["positions"][jnp.arange(8)], 0.0)
+
+    graph = simplified(fun, {"positions": images(16, 6)}, X)
+    assert [node.op for node in graph.nodes if node.inputs and node.op != "broadcast_in_dim"] == ["affine", "select_n"]
