@@ -53,12 +53,13 @@ def _mapped_bounds(head: Node, scale: Node | None, bias: Node | None) -> dict[st
 
 def _fold_before(match: Match) -> Node | None:
     """conv(affine(x)): w * scale[i] and bias + sum(w * bias[i]), the latter only where no padding meets the bias. A
-    product, such as that of a layer norm, gives up its scale and bias in the same way."""
+    product gives up what differs by channel, the scale and bias of a layer norm. (A number is part of a function such
+    as x * relu6(x + 3) / 6.)"""
     node, head = match.node, match.node.operand("x")
     if head.op not in ("affine", "product") or not match.is_sole_user(head) or not is_open(head):
         return None
     scale, bias = head.get("scale"), head.get("bias")
-    if head.op == "product" and scale is None and bias is None:
+    if head.op == "product" and all(given is None or np.ptp(given.value) == 0 for given in (scale, bias)):
         return None
     if bias is not None and node.op == "conv" and _sees_zeros(node):
         return None
@@ -69,11 +70,9 @@ def _fold_before(match: Match) -> Node | None:
     if scale is not None:
         weight = weight * _by_weight(node, scale.value)
     operands = dict(zip(node.roles, node.inputs, strict=True))
-    x = (
-        head.operand("x")
-        if head.op == "affine"
-        else head.with_operands({"x": head.operand("x"), "y": head.operand("y")})
-    )
+    x = head.operand("x")
+    if head.op == "product":
+        x = head.with_operands({"x": x, "y": head.operand("y")})
     return ordered(node, operands | {"x": x, "weight": weight_of(node, weight)})
 
 
