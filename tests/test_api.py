@@ -244,7 +244,7 @@ def test_attention_projections_are_int8_with_their_biases():
     v = variables(Net(), x)
     qmodel = jaxq.quantize(Net(), v, [x])
     dots = [row for row in qmodel.summary().nodes if row.op == "dot" and row.precision == "int8"]
-    assert [row.fused for row in dots] == [("bias", "merged:3"), ("bias",)]
+    assert [row.fused for row in dots] == [("bias", "requantize", "merged:3"), ("bias",)]
     assert decibels(Net().apply(v, x), qmodel(x)) > 25
 
 

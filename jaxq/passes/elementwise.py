@@ -147,18 +147,21 @@ def _named() -> dict[str, np.ndarray]:
 
 
 def _word(body: Graph, y: np.ndarray) -> str:
-    if not np.any(y):
-        return "elementwise"
-    slope = y[0] / _GRID[0] if y[0] < 0 else 0.01
-    leaky = np.where(_GRID < 0, slope * _GRID, _GRID)
-    for word, expected in {**_named(), "leaky_relu": leaky}.items():
-        bound = _SAME * (1 + np.abs(expected))
-        # Up to a scale, and f(-x) too: factors may have gone into the layers around.
-        same = y * (np.max(np.abs(expected)) / np.max(np.abs(y)))
-        if any(np.all(np.abs(values - expected) <= bound) for values in (same, same[::-1])):
-            return word
+    """The name of the function whose values on the grid are `y`, up to a scale and as f(-x) too: factors may have gone
+    into the layers around it. A single op has the op's name."""
     ops = [node for node in body.nodes if node.op != "input" and uniform(node) is None]
-    return ops[0].op if len(ops) == 1 else "elementwise"
+    otherwise = ops[0].op if len(ops) == 1 else "elementwise"
+    peak = np.max(np.abs(y))
+    if not np.isfinite(peak) or peak == 0:
+        return otherwise
+    for values in (y, y[::-1]):
+        slope = values[0] / values[-1] if values[-1] != 0 else 0.0
+        leaky = np.where(_GRID < 0, -slope * _GRID, _GRID)
+        for word, expected in {**_named(), "leaky_relu": leaky}.items():
+            scaled = values * (np.max(np.abs(expected)) / peak)
+            if np.all(np.abs(scaled - expected) <= _SAME * (1 + np.abs(expected))):
+                return word
+    return otherwise
 
 
 def apply(body: Graph, x: Any) -> jax.Array:

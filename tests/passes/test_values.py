@@ -59,7 +59,7 @@ def test_a_product_over_the_batch_stays_in_float():
 dtypes = st.sampled_from(["int8", "uint8"])
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(dtypes, dtypes, *(st.integers(1, 9) for _ in range(4)), st.integers(0, 2**32 - 1))
 def test_the_backend_multiplies_bytes_of_any_sign(dtype_x, dtype_y, batch, rows, columns, depth, seed):
     rng = np.random.default_rng(seed)
