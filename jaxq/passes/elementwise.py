@@ -155,8 +155,7 @@ def _word(body: Graph, y: np.ndarray) -> str:
     if not np.isfinite(peak) or peak == 0:
         return otherwise
     for values in (y, y[::-1]):
-        slope = values[0] / values[-1] if values[-1] != 0 else 0.0
-        leaky = np.where(_GRID < 0, -slope * _GRID, _GRID)
+        leaky = np.where(_GRID < 0, -values[0] / peak * _GRID, _GRID)
         for word, expected in {**_named(), "leaky_relu": leaky}.items():
             scaled = values * (np.max(np.abs(expected)) / peak)
             if np.all(np.abs(scaled - expected) <= _SAME * (1 + np.abs(expected))):
