@@ -12,7 +12,7 @@ from networks import nnx_module, variables
 from zoo import bert, gpt, mixer, scanned, vit
 from zoo.counts import Counts, count
 
-from jaxq.passes.place import LAYOUT
+from jaxq.graph.node import LAYOUT
 
 MOVES = LAYOUT - {"reduce_max", "gather"} | {"dynamic_update_slice", "scatter"}
 

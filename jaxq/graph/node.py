@@ -37,6 +37,14 @@ ANCHORS = {"conv": ("x",), "dot": ("x",), "matmul": ("x", "y")}
 
 # The primitives whose attributes hold graphs, their bodies.
 CONTROL = frozenset({"scan", "while", "cond"})
+# Primitives that move values, or choose among them, and make none: integers pass through as they are.
+LAYOUT = frozenset(
+    {
+        *("reshape", "transpose", "squeeze", "broadcast_in_dim", "tile", "rev", "concatenate", "stack"),
+        *("slice", "dynamic_slice", "gather", "pad", "max", "min", "reduce_max", "reduce_window_max"),
+        *("convert_element_type", "copy", "name", "stop_gradient"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,13 @@ def uniform(node: Node) -> Any:
     value = np.asarray(node.value)
     first = value.reshape(-1)[0]
     return first if value.size == 1 or bool(np.all(value == first)) else None
+
+
+def reads_bytes(node: Node) -> bool:
+    """True for the conversion of bytes, an image's, to floats."""
+    if node.op != "convert_element_type" or not node.aval.is_float or node.inputs[0].is_constant:
+        return False
+    return bool(node.inputs[0].aval.dtype == np.uint8)
 
 
 def topological(outputs: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -17,9 +17,9 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Names, Node, QType, constant
+from jaxq.graph.node import ACCUMULATING, LAYOUT, WEIGHTED, Aval, Graph, Names, Node, QType, constant
 from jaxq.passes.elementwise import apply, expand
-from jaxq.passes.place import LAYOUT, Placement
+from jaxq.passes.place import Placement
 
 
 def lower(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:

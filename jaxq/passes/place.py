@@ -21,33 +21,13 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.node import ACCUMULATING, ANCHORS, WEIGHTED, Aval, Graph, Node
+from jaxq.graph.node import ACCUMULATING, ANCHORS, LAYOUT, Aval, Graph, Node, reads_bytes
 from jaxq.passes.elementwise import LARGEST_STEEPNESS
 from jaxq.passes.layout import sees_padding_alone
+from jaxq.passes.signs import never_negative
 
-LAYOUT = frozenset(
-    {
-        *(
-            "reshape",
-            "transpose",
-            "squeeze",
-            "broadcast_in_dim",
-            "tile",
-            "rev",
-            "slice",
-            "dynamic_slice",
-            "gather",
-            "pad",
-        ),
-        *("concatenate", "stack", "max", "min", "reduce_max", "reduce_window_max"),
-        *("convert_element_type", "copy", "name", "stop_gradient"),
-    }
-)
-
-# Primitives whose result cannot be negative, whatever they are given.
-_NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "cosh", "erfc"})
-# Primitives whose float result cannot be negative when no operand is.
-_KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "reduce_sum", "reduce_window_sum", "select_n", "cumsum", "log1p"}
+# What is int8 only between int8 nodes.
+_FLEXIBLE = (ACCUMULATING - ANCHORS.keys()) | LAYOUT | {"elementwise"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,10 +83,9 @@ def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Itera
     for node in graph.nodes:
         for body in node.bodies:
             if body is node.attrs.get("cond"):
-                why = "the condition of a while"
-                yield _in_float(tuple(body.all_nodes), f"{why} stays in float")
+                yield _in_float(body.all_nodes, "the condition of a while stays in float")
             elif any(inner.name in unseen for inner in (*body.inputs, *body.nodes)):
-                yield _in_float(tuple(body.all_nodes), f"calibration never took this {_part(node)}")
+                yield _in_float(body.all_nodes, f"calibration never took this {_part(node)}")
             else:
                 yield _place(body, config, in_body=True)
                 yield from _bodies(body, config, unseen)
@@ -128,11 +107,9 @@ def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placemen
     anchors = {node for node in graph.nodes if node.op in ANCHORS and not _set_reason(reasons, node, config)}
     feeding = {node.operand(role) for node in anchors for role in ANCHORS[node.op]}
     for node in graph.nodes:
-        if node in anchors or _reads_bytes(node):
+        if node in anchors or reads_bytes(node):
             capable.add(node)
-        elif node.op in ACCUMULATING or node.op in LAYOUT or node.op == "elementwise":
-            if node.op in ANCHORS:
-                continue
+        elif node.op in _FLEXIBLE:
             at_hand = all(source in capable or source in feeding for source in data_inputs(node))
             if not at_hand:
                 reasons[node] = "its inputs are float"
@@ -142,26 +119,19 @@ def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placemen
     wanted: set[Node] = set()
     for node in reversed(graph.nodes):
         for user in graph.users[node]:
-            if node not in data_inputs(user) or _reads_bytes(user):
+            if node not in data_inputs(user) or reads_bytes(user):
                 continue
             needs = user in anchors and any(user.operand(role) is node for role in ANCHORS[user.op])
             if needs or (user in capable and user in wanted):
                 wanted.add(node)
     int8 = anchors | (capable & wanted)
     groups = _groups(graph, int8, wanted, in_body)
-    int8 -= {node for node in int8 if _reads_bytes(node) and not groups[node].exact}
+    int8 -= {node for node in int8 if reads_bytes(node) and not groups[node].exact}
     for node in graph.nodes:
         if node not in int8 and node not in reasons and not node.is_constant and node.op != "input":
             known = node in capable
             reasons[node] = "its result is used in float only" if known else _unknown(node)
     return Placement(frozenset(int8), groups, reasons)
-
-
-def _reads_bytes(node: Node) -> bool:
-    """True for the conversion of bytes, an image's, to floats."""
-    if node.op != "convert_element_type" or not node.aval.is_float or node.inputs[0].is_constant:
-        return False
-    return node.inputs[0].aval.dtype == np.uint8
 
 
 def data_inputs(node: Node) -> tuple[Node, ...]:
@@ -231,7 +201,7 @@ _LARGEST_TERM = {"conv": 255 * 127, "dot": 255 * 127, "matmul": 255 * 255, "prod
 
 def _terms(node: Node) -> Any:
     """How many products, or values, one accumulator sums."""
-    if node.op in WEIGHTED:
+    if node.op in ("conv", "dot"):
         shape = node.operand("weight").aval.shape
         return prod(shape[:-1]) if node.op == "conv" else shape[1]
     if node.op == "matmul":
@@ -239,36 +209,6 @@ def _terms(node: Node) -> Any:
     if node.op == "sum":
         return prod(node.operand("x").aval.shape[axis] for axis in node.attrs["axes"])
     return prod(node.attrs["window"]["window_dimensions"]) if node.op == "window_sum" else 1
-
-
-def never_negative(graph: Graph, known: Iterable[Node] = ()) -> set[Node]:
-    """The nodes whose value cannot be negative where those of `known` are not."""
-    found: set[Node] = set(known)
-    for node in graph.nodes:
-        if _is_never_negative(node, found):
-            found.add(node)
-    return found
-
-
-def _is_never_negative(node: Node, known: set[Node]) -> bool:
-    if node.is_constant:
-        value = np.asarray(node.value)
-        return value.dtype.kind in "ub" or bool(np.all(value.astype(np.float32) >= 0))
-    if not isinstance(node.aval, Aval):
-        return False
-    if node.aval.dtype.kind in "ub":
-        return True
-    if not node.aval.is_float:
-        return False  # integers wrap
-    operands_are = bool(node.inputs) and all(source in known for source in node.inputs)
-    if node.op == "elementwise":
-        body = node.attrs["body"]
-        return body.outputs[0] in never_negative(body, set(body.inputs) if operands_are else set())
-    if node.op in ACCUMULATING:
-        return node.attrs["hi"] >= 0 and (node.attrs["lo"] >= 0 or (node.op not in WEIGHTED and operands_are))
-    if _reads_bytes(node):
-        return True
-    return node.op in _NEVER_NEGATIVE or (node.op in _KEEPS_SIGN and operands_are)
 
 
 def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool) -> dict[Node, ScaleGroup]:
@@ -280,7 +220,7 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool
         return node
 
     for node in int8:
-        if node.op in LAYOUT and not _reads_bytes(node):
+        if node.op in LAYOUT and not reads_bytes(node):
             for source in data_inputs(node):
                 parent[root(source)] = root(node)
     members: dict[Node, list[Node]] = {}
@@ -290,9 +230,9 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool
     positive = never_negative(graph)
     groups: dict[Node, ScaleGroup] = {}
     for group in members.values():
-        sources = [node for node in group if _reads_bytes(node) or not (node in int8 and node.op in LAYOUT)]
+        sources = [node for node in group if reads_bytes(node) or not (node in int8 and node.op in LAYOUT)]
         sources.sort(key=order.__getitem__)
         dtype = "uint8" if all(source in positive for source in sources) else "int8"
-        exact = all(_reads_bytes(source) for source in sources)
+        exact = all(reads_bytes(source) for source in sources)
         groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body)))
     return groups
