@@ -9,6 +9,7 @@ than running.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -134,6 +135,11 @@ def _count_one_by_one(counts: jax.Array, x: jax.Array, exponent: jax.Array) -> j
         return lax.dynamic_update_index_in_dim(counts, more, slot, axis=0)
 
     return lax.fori_loop(0, x.size, body, counts)
+
+
+def stacked(histograms: Sequence[Histogram]) -> Histogram:
+    """Any number of histograms, none at all too, as one with a leading axis, of numpy arrays."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves)[1:], empty(), *histograms)
 
 
 def merge(a: Histogram, b: Histogram) -> Histogram:

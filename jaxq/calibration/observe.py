@@ -139,7 +139,7 @@ def merged(graph: Graph, num_samples: int, parts: Sequence[Statistics]) -> Stati
 
 def _sum(shots: Sequence[Snapshot]) -> Snapshot:
     names = tuple(shots[0].histograms)
-    stacked = [_stacked([shot.histograms[name] for name in names]) for shot in shots]
+    stacked = [histogram.stacked([shot.histograms[name] for name in names]) for shot in shots]
     return Snapshot(sum(shot.num_examples for shot in shots), _by_name(names, reduce(_merge, stacked)))
 
 
@@ -166,7 +166,7 @@ class _Counting:
         self.samples = Samples(graph, num_samples)
         self.digests: list[str] = []
         self.earlier: tuple[Snapshot, ...] = ()
-        self.total = _Total(_stacked([histogram.empty()] * len(self.names)), 0, 0)
+        self.total = _Total(histogram.stacked([histogram.empty()] * len(self.names)), 0, 0)
         if start is not None:
             self._resume(start)
         self.counted_before = Counter(self.digests)
@@ -177,7 +177,7 @@ class _Counting:
         self.earlier = start.snapshots if _is_snapshot(len(self.digests)) else start.snapshots[:-1]
         if start.samples:
             self.samples.add(start.samples)
-        histograms = _stacked([start.histograms[name] for name in self.names])
+        histograms = histogram.stacked([start.histograms[name] for name in self.names])
         self.total = _Total(histograms, start.num_examples, len(self.digests))
 
     def add(self, index: int, leaves: Sequence[np.ndarray]) -> bool:
@@ -254,10 +254,6 @@ def _digest(leaves: Sequence[np.ndarray]) -> str:
         digest.update(f"{leaf.dtype}{leaf.shape}".encode())
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
-
-
-def _stacked(histograms: Sequence[Histogram]) -> Histogram:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *histograms)
 
 
 def _by_name(names: Sequence[str], histograms: Histogram) -> dict[str, Histogram]:

@@ -82,8 +82,7 @@ def _is_bad(output: jax.Array) -> jax.Array:
 
 def _on_host(histograms: Sequence[Histogram], bad_outputs: Sequence[jax.Array]) -> Observed:
     """Stacked here, because to stack them under `jit` costs as much to compile as to count them."""
-    stacked = jax.tree.map(lambda *parts: np.stack(parts), *histograms)
-    return Observed(stacked, tuple(bool(is_bad) for is_bad in bad_outputs))
+    return Observed(histogram.stacked(histograms), tuple(bool(is_bad) for is_bad in bad_outputs))
 
 
 _AXIS = "devices"

@@ -83,6 +83,25 @@ def _compose(match: Match) -> Node | None:
     return transposed(x, node.attrs["permutation"], node.name) if x.op == "transpose" else None
 
 
+def _drop(neutral: float) -> Callable[[Match], Node | None]:
+    """The rule for x + 0 or x * 1 of a number that the function's code holds. (One that a parameter happens to be
+    stays: the graph hangs on the code, not on the weights.)"""
+
+    def rule(match: Match) -> Node | None:
+        node = match.node
+        pairs = (node.inputs, node.inputs[::-1]) if node.op in ("add", "mul") else (node.inputs,)
+        return next((x for x, c in pairs if x.aval == node.aval and _literal(c) == neutral), None)
+
+    return rule
+
+
+def _literal(node: Node) -> Any:
+    """The number of the code that the node is, or is a broadcast of; else None."""
+    while node.op in ("broadcast_in_dim", "reshape", "convert_element_type"):
+        node = node.inputs[0]
+    return node.value if node.op == "const" else None
+
+
 def _narrow(match: Match) -> Node | None:
     """A binary op's constant without the axes along which it only repeats, broadcast in the trace or stored so."""
     node = match.node
@@ -130,6 +149,8 @@ def sees_padding_alone(node: Node) -> bool:
 _WINDOW = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
 
 RULES: tuple[Rule, ...] = (
+    *((op, _drop(0)) for op in ("add", "sub")),
+    *((op, _drop(1)) for op in ("mul", "div")),
     *((op, _narrow) for op in BINARY),
     *((op, _sink(_lists())) for op in (*BINARY, *UNARY, "clamp")),
     *((op, _sink(_lists(*_WINDOW))) for op in ("reduce_window_max", "reduce_window_sum")),

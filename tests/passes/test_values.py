@@ -219,3 +219,18 @@ def test_attention_is_int8():
         ("bias", "gelu", "requantize"),
         ("bias", "residual"),
     ]
+
+
+def test_a_network_of_bytes_alone_needs_no_threshold():
+    def fun(params, x):
+        return jnp.concatenate([x, x[:, ::-1]], -1).astype(jnp.float32) @ params["a"]
+
+    x = np.random.default_rng(0).integers(0, 256, (6, 10, 4)).astype(np.uint8)
+    assert [row.precision for row in rows(check(fun, PARAMS, x), "dot")] == ["int8"]
+    assert jaxq.calibrate(fun, PARAMS, [x, x]).thresholds() == {}
+
+
+def test_a_norm_without_a_mean_subtracts_nothing():
+    model = nn.Sequential([nn.RMSNorm(), nn.Dense(4)])
+    qmodel = check(model.apply, variables(model, X), X)
+    assert "sub" not in {row.op for row in qmodel.summary().nodes}
