@@ -24,9 +24,11 @@ from jax import lax
 BOUNDS = {"int8": (-127.0, 127.0), "uint8": (0.0, 255.0)}
 LARGEST = float(np.finfo(np.float32).max)
 
-# The most products that an int32 accumulator holds: K * 127 * 127 and K * 255 * 127 below 2**31.
-MAX_PRODUCTS = {"int8": 133_144, "uint8": 66_311}
-MAX_ACCUMULATED = 2**31 - 1
+
+def max_terms(largest: int) -> int:
+    """How many terms of at most that magnitude an int32 accumulator holds: 133,144 products of int8 and int8 weights,
+    66,311 of uint8 and int8 weights."""
+    return (2**31 - 1) // largest
 
 
 def largest_level(dtype: str) -> int:

@@ -187,7 +187,7 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
     if node.op == "reduce_window_max" and sees_padding_alone(node):
         return "a window of it may lie in the padding alone"
     if node.op in ACCUMULATING:
-        terms, limit = _terms(node), numerics.MAX_ACCUMULATED // _LARGEST_TERM.get(node.op, 255)
+        terms, limit = _terms(node), numerics.max_terms(_LARGEST_TERM.get(node.op, 255))
         if not isinstance(terms, int):
             return "it sums over the batch"
         if terms > limit:

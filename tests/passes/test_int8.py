@@ -103,7 +103,7 @@ def test_a_residual_between_float_values_stays_float():
 
 
 def test_too_many_products_stay_in_float():
-    limit = jaxq.numerics.MAX_PRODUCTS["uint8"]
+    limit = jaxq.numerics.max_terms(255 * 127)
 
     def fun(params, x):
         return (x @ params["wide"]) @ params["b"]
