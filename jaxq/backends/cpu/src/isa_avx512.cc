@@ -1,0 +1,6 @@
+#define JAXQ_ISA avx512
+#include "simd_avx512.h"
+// The order matters: each file uses what the one before it defines.
+#include "epilogue.h"
+#include "gemm.h"
+#include "patches.h"

@@ -1,0 +1,153 @@
+// What every instruction set provides: one table of kernels over plain structures, all sizes and strides in them.
+//
+// A tensor is seen as rows of `cols` values that lie one after another; `stride` is the distance of two rows in bytes.
+// Activations are NHWC: a row is a pixel, its values the channels. A kernel computes a range of rows, so that threads
+// share one operation. Nothing is read or written beyond the rows given, except where a structure says so.
+#pragma once
+#include <cstdint>
+
+namespace jaxq {
+
+enum class DType : int32_t { s8 = 0, u8 = 1, f32 = 2 };
+
+constexpr int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 1; }
+
+// Output channels of one packed block, and the multiple of K that it is padded to with zeros.
+constexpr int64_t kBlock = 16;
+constexpr int64_t kDepth = 64;
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// A packed weight (N, K): for each block of 16 output channels, K / 4 (padded) lines of 16 channels x 4 values of K, the
+// operand of one 512-bit 4-way dot product, of half a line in 256 bits, of a quarter on Arm, and 16 lines of an AMX
+// tile; then 16 int32: 128 * sum(w) of each channel.
+constexpr int64_t packed_block(int64_t k) { return round_up(k, kDepth) * kBlock + kBlock * 4; }
+constexpr int64_t packed_size(int64_t n, int64_t k) { return round_up(n, kBlock) / kBlock * packed_block(k); }
+
+// The packed weight of a depthwise convolution (KH, KW, C): [KW][KH / 4, rounded up][C rounded up to 64][4], four rows of
+// the kernel beside one another (zeros below the last), then C (rounded up) int32: 128 * sum(w) of each channel.
+constexpr int64_t depthwise_size(int64_t kh, int64_t kw, int64_t c) {
+  return round_up(c, 64) * 4 * (kw * (round_up(kh, 4) / 4) + 1);
+}
+
+// numerics.epilogue, for rows of accumulators: y = acc * multiplier[c] + bias[c] + residual * residual_multiplier, each
+// product rounded before it is added; clipped to [lo[c], hi[c]]; rounded half to even; looked up in the table.
+struct Epilogue {
+  const float* multiplier;
+  const float* bias;
+  const float* lo;
+  const float* hi;
+  const uint8_t* table;  // 256 entries by the byte of the int8 result, or null
+
+  const uint8_t* residual;  // or null; the row of output row r is (r / residual_repeat) % residual_period
+  DType residual_dtype;
+  int64_t residual_stride;
+  int64_t residual_repeat;
+  int64_t residual_period;
+  int64_t residual_step;  // 1, or 0: one value for all channels of a row
+  float residual_multiplier;
+
+  uint8_t* out;
+  DType out_dtype;
+  int64_t out_stride;
+};
+
+// Rows of A (M, K) times the packed B to the epilogue. `a_signed` tells int8 from uint8 rows. An instruction set takes
+// the signs that `takes_signed`, `takes_unsigned` say; other rows come with their sign bit flipped, and `correction` is
+// what the blocks' sums are multiplied with to make up for it (-1: int8 as uint8, 1: uint8 as int8, 0: not flipped).
+// Rows may be read up to K rounded up to 64.
+struct Gemm {
+  const uint8_t* a;
+  int64_t lda;
+  bool a_signed;
+  int correction;
+  const uint8_t* b;  // of the first output channel, at a block's start
+  int64_t k;
+  int64_t rows;
+  int64_t first_row;      // of the epilogue's rows
+  int64_t first_channel;  // of the epilogue's channels, a multiple of 16
+  int64_t channels;       // to compute
+  const Epilogue* epilogue;
+};
+
+// A window over an image of rows of channels: convolutions and pools. Padding below and on the right follows from the
+// output's size.
+struct Window {
+  const uint8_t* x;  // pixel (image, i, j) lies at x + ((image * height + i) * width + j) * stride
+  DType dtype;
+  int64_t height, width, channels, stride;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+  int64_t out_height, out_width;
+};
+
+// Rows of x, and of y where there is one, as the accumulators of an epilogue: x, or x * y. The row of y is
+// (r / y_repeat) % y_period; y_step 0 takes one value for all channels.
+struct Elementwise {
+  const uint8_t* x;
+  DType x_dtype;
+  int64_t x_stride;
+  const uint8_t* y;  // or null
+  DType y_dtype;
+  int64_t y_stride, y_repeat, y_period, y_step;
+  int64_t channels;
+};
+
+// Sums over `terms` consecutive rows.
+struct Sum {
+  const uint8_t* x;
+  DType dtype;
+  int64_t stride;
+  int64_t terms;
+  int64_t channels;
+};
+
+// Rows to rows, `cols` values each.
+struct Rows {
+  const uint8_t* x;
+  DType x_dtype;
+  int64_t x_stride;
+  uint8_t* out;
+  DType out_dtype;
+  int64_t out_stride;
+  int64_t cols;
+};
+
+// The rows of a convolution's input patches, K = kernel_h * kernel_w * channels bytes each (from channel
+// `first_channel` on, of `channels` in the group), `lda` apart; `flip` is xor-ed to every byte, of the padding too.
+struct Patches {
+  const Window* window;
+  int64_t first_channel, channels;
+  uint8_t flip;
+  uint8_t* out;
+  int64_t lda;
+};
+
+struct Kernels {
+  const char* name;
+  bool takes_signed, takes_unsigned;
+  // Around the kernels on every thread that runs them.
+  void (*enter)();
+  void (*leave)();
+
+  void (*gemm)(const Gemm&);
+  void (*patches)(const Patches&, int64_t first, int64_t last);  // output pixels, counted over all images
+  // (N, K) int8 with rows `stride` apart and values `step` apart to the packed form.
+  void (*pack)(const int8_t* w, int64_t stride, int64_t step, int64_t n, int64_t k, uint8_t* packed);
+
+  void (*depthwise)(const Window&, const uint8_t* packed, const Epilogue&, int64_t first, int64_t last);  // output lines
+  void (*max_pool)(const Window&, uint8_t* out, int64_t out_stride, int64_t first, int64_t last);         // output lines
+  void (*sum_pool)(const Window&, const Epilogue&, int64_t first, int64_t last);                          // output lines
+  void (*elementwise)(const Elementwise&, const Epilogue&, int64_t first, int64_t last);                  // rows
+  void (*sum)(const Sum&, const Epilogue&, int64_t first, int64_t last);                                  // output rows
+  void (*table)(const Rows&, const uint8_t* table, int64_t first, int64_t last);
+  // q = round(clip(x * multiplier[c])), NaN to 0; x = q * scale[c]; `step` 0: one multiplier or scale for all.
+  void (*quantize)(const Rows&, const float* multiplier, int64_t step, int64_t first, int64_t last);
+  void (*dequantize)(const Rows&, const float* scale, int64_t step, int64_t first, int64_t last);
+  // float32 rows to float32; or, where the output is of bytes, quantized by the multiplier.
+  void (*softmax)(const Rows&, float multiplier, int64_t first, int64_t last);
+  // scale and bias may be null; center: subtract the mean (layer norm), or not (RMS norm).
+  void (*layer_norm)(const Rows&, const float* scale, const float* bias, float epsilon, bool center, float multiplier,
+                     int64_t first, int64_t last);
+};
+
+}  // namespace jaxq
