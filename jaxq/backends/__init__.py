@@ -14,12 +14,15 @@ import jax
 from jax import lax
 
 from jaxq.backends import pallas, xla
+from jaxq.backends.cpu import library
 from jaxq.graph.node import Node
 
 
 def choose(node: Node) -> Callable[..., Any]:
     """The node's function: Pallas on NVIDIA GPUs where it takes the node, XLA everywhere else. (Which of them is
     faster for a shape is for a measurement to say, not for this table.)"""
+    if "multiplier" in node.roles:
+        library.tell_if_missing()
     default = xla.lower(node)
     if pallas.supports(node) is not None:
         return default

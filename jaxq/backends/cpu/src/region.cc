@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "arena.h"
-#include "cpu_features.h"
+#include "chosen.h"
 #include "kernels.h"
 #include "program.h"
 #include "team.h"
