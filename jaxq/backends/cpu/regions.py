@@ -34,7 +34,8 @@ def gather(graph: Graph) -> Graph:
         if node in regions:
             new.update(_region(graph, regions[node], new))
         else:
-            new[node] = node.replace(inputs=tuple(new[source] for source in node.inputs))
+            moved = tuple(new[source] for source in node.inputs)
+            new[node] = node if moved == node.inputs else node.replace(inputs=moved)
     return Graph(graph.inputs, tuple(new[node] for node in graph.outputs))
 
 

@@ -3,7 +3,15 @@
 #include "simd_avx512.h"
 // The order matters: each file uses what the one before it defines.
 #include "epilogue.h"
+#include "gemm.h"
 #include "patches.h"
+#include "quads.h"
+#include "depthwise.h"
+#include "pool.h"
+#include "rows.h"
+#include "softmax.h"
+#include "norm.h"
+#include "table.h"
 
 namespace jaxq {
 namespace amx {
@@ -26,20 +34,21 @@ void configure(int64_t rows) {
     config.row_bytes[i] = 64;
     config.rows[i] = static_cast<uint8_t>(i < 6 ? rows : kTile);
   }
-  _tile_loadconfig(&config);
+  asm volatile("ldtilecfg %0" ::"m"(config));  // GCC's intrinsic does not say that all of it is read
 }
 
 void enter() { configure(kTile); }
 void leave() { _tile_release(); }
 
-template <bool is_signed, int sum, int a, int b>
-inline void multiply() {
-  if constexpr (is_signed) {
-    _tile_dpbssd(sum, a, b);
-  } else {
-    _tile_dpbusd(sum, a, b);
-  }
-}
+// A macro, since the intrinsics take a tile's number only as it is written.
+#define JAXQ_MULTIPLY(sum, a, b) \
+  do {                           \
+    if constexpr (is_signed) {   \
+      _tile_dpbssd(sum, a, b);   \
+    } else {                     \
+      _tile_dpbusd(sum, a, b);   \
+    }                            \
+  } while (0)
 
 // kRows x kBlocks tiles from two tiles of rows, at `a0` and `a1`; their sums lie as 32 rows of 32 in `sums`.
 template <bool is_signed, int kRows, int kBlocks>
@@ -53,15 +62,15 @@ inline void product(const uint8_t* a0, const uint8_t* a1, int64_t lda, const uin
     const uint8_t* line = b + k * kBlock;
     _tile_loadd(6, line, 64);
     _tile_loadd(4, a0 + k, lda);
-    multiply<is_signed, 0, 4, 6>();
+    JAXQ_MULTIPLY(0, 4, 6);
     if constexpr (kBlocks == 2) {
       _tile_loadd(7, line + b_stride, 64);
-      multiply<is_signed, 1, 4, 7>();
+      JAXQ_MULTIPLY(1, 4, 7);
     }
     if constexpr (kRows == 2) {
       _tile_loadd(5, a1 + k, lda);
-      multiply<is_signed, 2, 5, 6>();
-      if constexpr (kBlocks == 2) multiply<is_signed, 3, 5, 7>();
+      JAXQ_MULTIPLY(2, 5, 6);
+      if constexpr (kBlocks == 2) JAXQ_MULTIPLY(3, 5, 7);
     }
   }
   constexpr int64_t kPitch = 2 * kTile * sizeof(int32_t);
