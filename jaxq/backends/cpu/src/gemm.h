@@ -8,33 +8,35 @@ namespace JAXQ_ISA {
 template <int kRows, int kBlocks>
 void gemm_block(const Gemm& g, int64_t row, int64_t block) {
   constexpr int kVectors = kBlock / kLanes;  // of one block
-  const int64_t stride = packed_block(g.k), depth = round_up(g.k, 4);
+  constexpr int kWidth = kBlocks * kVectors;
+  const int64_t stride = packed_block(g.k), depth = round_up(g.k, 4), lda = g.lda;
   const uint8_t* b = g.b + block * stride;
-  const uint8_t* a = g.a + row * g.lda;
-  I32 acc[kRows][kBlocks * kVectors];
-  for (int j = 0; j < kBlocks; ++j) {
-    const int32_t* sums = reinterpret_cast<const int32_t*>(b + (j + 1) * stride) - kBlock;
-    for (int v = 0; v < kVectors; ++v) {
-      const I32 start = mul(load(sums + v * kLanes), all(static_cast<int32_t>(g.correction)));
-      for (int i = 0; i < kRows; ++i) acc[i][j * kVectors + v] = start;
-    }
-  }
+  const uint8_t* a = g.a + row * lda;
+  Vectors<kRows * kWidth> acc;
+  each<kWidth>([&](auto j) JAXQ_INLINE {
+    constexpr int v = j.value;
+    const int32_t* sums = reinterpret_cast<const int32_t*>(b + (v / kVectors + 1) * stride) - kBlock;
+    const I32 start = mul(load(sums + v % kVectors * kLanes), all(static_cast<int32_t>(g.correction)));
+    each<kRows>([&](auto i) JAXQ_INLINE { at<i.value * kWidth + v>(acc) = start; });
+  });
   for (int64_t k = 0; k < depth; k += 4) {
-    I32 line[kBlocks * kVectors];
-    for (int j = 0; j < kBlocks; ++j) {
-      for (int v = 0; v < kVectors; ++v) {
-        line[j * kVectors + v] = load_bytes(b + j * stride + k * kBlock + v * kLanes * 4);
-      }
-    }
-    for (int i = 0; i < kRows; ++i) {
-      const I32 x = all_bytes(a + i * g.lda + k);
-      for (int j = 0; j < kBlocks * kVectors; ++j) acc[i][j] = dot4(acc[i][j], x, line[j]);
-    }
+    Vectors<kWidth> line;
+    each<kWidth>([&](auto j) JAXQ_INLINE {
+      constexpr int v = j.value;
+      at<v>(line) = load_bytes(b + v / kVectors * stride + k * kBlock + v % kVectors * kLanes * 4);
+    });
+    each<kRows>([&](auto i) JAXQ_INLINE {
+      const I32 x = all_bytes(a + i.value * lda + k);
+      each<kWidth>([&](auto j) JAXQ_INLINE {
+        I32& sum = at<i.value * kWidth + j.value>(acc);
+        sum = dot4(sum, x, at<j.value>(line));
+      });
+    });
   }
   alignas(64) int32_t sums[kRows][kBlocks * kBlock];
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < kBlocks * kVectors; ++j) store(&sums[i][j * kLanes], acc[i][j]);
-  }
+  each<kRows>([&](auto i) JAXQ_INLINE {
+    each<kWidth>([&](auto j) JAXQ_INLINE { store(&sums[i.value][j.value * kLanes], at<i.value * kWidth + j.value>(acc)); });
+  });
   const int64_t channel = block * kBlock, rest = g.channels - channel;
   epilogue(&sums[0][0], kBlocks * kBlock, *g.epilogue, g.first_row + row, kRows, g.first_channel + channel,
            rest < kBlocks * kBlock ? rest : kBlocks * kBlock);

@@ -10,6 +10,7 @@ namespace JAXQ_ISA {
 constexpr int kLanes = 16;
 // Rows and blocks of 16 channels whose accumulators stay in registers: wide, and for the blocks that are left.
 constexpr int kWide = 4, kWideRows = 6, kNarrowRows = 12;
+constexpr int kPeakChains = 12;
 using I32 = __m512i;
 using F32 = __m512;
 
