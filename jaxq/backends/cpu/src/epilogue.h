@@ -34,7 +34,9 @@ void finish(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t row, int6
   for (int64_t c = 0; c < n; c += kLanes) {
     const int64_t at = channel + c, count = n - c < kLanes ? n - c : kLanes;
     const F32 multiplier = load(e.multiplier + at, count), bias = load(e.bias + at, count);
-    const F32 lo = load(e.lo + at, count), hi = load(e.hi + at, count);
+    const F32 lo = load(e.lo + at, count);
+    F32 hi = load(e.hi + at, count);
+    if constexpr (out_dtype != DType::f32) hi = min(hi, all(kLargest));
     const F32 factor = all(e.residual_multiplier);
     for (int64_t r = 0; r < rows; ++r) {
       F32 y = add(mul(to_float(load(acc + r * ld + c)), multiplier), bias);
@@ -49,7 +51,7 @@ void finish(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t row, int6
       if constexpr (out_dtype == DType::f32) {
         store(reinterpret_cast<float*>(out), y, count);
       } else {
-        store_bytes(out, round(min(y, all(kLargest))), count);
+        store_bytes(out, round(y), count);
       }
     }
   }
