@@ -2,6 +2,7 @@
 #define JAXQ_ISA amx
 #include "simd_avx512.h"
 // The order matters: each file uses what the one before it defines.
+#include "registers.h"
 #include "epilogue.h"
 #include "gemm.h"
 #include "patches.h"
@@ -11,6 +12,7 @@
 #include "rows.h"
 #include "softmax.h"
 #include "norm.h"
+#include "peak.h"
 #include "table.h"
 
 namespace jaxq {
@@ -118,7 +120,7 @@ void all_blocks(const Gemm& g) {
   if (block < blocks) blocks_of_rows<is_signed, 1>(g, block);
 }
 
-void gemm(const Gemm& g) {
+void gemm_by_tiles(const Gemm& g) {
   const bool few = g.rows < kTile;
   if (few) configure(g.rows);
   if (g.a_signed) {
@@ -129,6 +131,33 @@ void gemm(const Gemm& g) {
   if (few) configure(kTile);
 }
 
+// GOP/s of the tiles' dot products on this thread.
+double peak_of_tiles() {
+  constexpr bool is_signed = true;
+  const auto products = [](int64_t steps) {
+    for (int64_t i = 0; i < steps; ++i) {
+      JAXQ_MULTIPLY(0, 4, 6);
+      JAXQ_MULTIPLY(1, 4, 7);
+      JAXQ_MULTIPLY(2, 5, 6);
+      JAXQ_MULTIPLY(3, 5, 7);
+    }
+  };
+  return rate(products, 4.0 * 2 * kTile * kTile * 64);
+}
+
+constexpr Kernels with_tiles(Kernels kernels) {
+  kernels.takes_signed = kernels.takes_unsigned = true;
+  kernels.enter = enter;
+  kernels.leave = leave;
+  kernels.gemm = gemm_by_tiles;
+  kernels.peak = peak_of_tiles;
+  return kernels;
+}
+constexpr Kernels kWithTiles = with_tiles(kKernels);
+
 }  // namespace
 }  // namespace amx
+
+const Kernels* kernels_amx() { return &amx::kWithTiles; }
+
 }  // namespace jaxq
