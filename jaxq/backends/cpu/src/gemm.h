@@ -12,27 +12,36 @@ void gemm_block(const Gemm& g, int64_t row, int64_t block) {
   const uint8_t* b = g.b + block * stride;
   const uint8_t* a = g.a + row * g.lda;
   I32 acc[kRows][kBlocks * kVectors];
+  JAXQ_UNROLL
   for (int j = 0; j < kBlocks; ++j) {
     const int32_t* sums = reinterpret_cast<const int32_t*>(b + (j + 1) * stride) - kBlock;
+    JAXQ_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       const I32 start = mul(load(sums + v * kLanes), all(static_cast<int32_t>(g.correction)));
+      JAXQ_UNROLL
       for (int i = 0; i < kRows; ++i) acc[i][j * kVectors + v] = start;
     }
   }
   for (int64_t k = 0; k < depth; k += 4) {
     I32 line[kBlocks * kVectors];
+    JAXQ_UNROLL
     for (int j = 0; j < kBlocks; ++j) {
+      JAXQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         line[j * kVectors + v] = load_bytes(b + j * stride + k * kBlock + v * kLanes * 4);
       }
     }
+    JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const I32 x = all_bytes(a + i * g.lda + k);
+      JAXQ_UNROLL
       for (int j = 0; j < kBlocks * kVectors; ++j) acc[i][j] = dot4(acc[i][j], x, line[j]);
     }
   }
   alignas(64) int32_t sums[kRows][kBlocks * kBlock];
+  JAXQ_UNROLL
   for (int i = 0; i < kRows; ++i) {
+    JAXQ_UNROLL
     for (int j = 0; j < kBlocks * kVectors; ++j) store(&sums[i][j * kLanes], acc[i][j]);
   }
   const int64_t channel = block * kBlock, rest = g.channels - channel;
