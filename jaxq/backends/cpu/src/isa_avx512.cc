@@ -1,6 +1,7 @@
 #define JAXQ_ISA avx512
 #include "simd_avx512.h"
 // The order matters: each file uses what the ones before it define.
+#include "registers.h"
 #include "epilogue.h"
 #include "gemm.h"
 #include "patches.h"
@@ -10,6 +11,7 @@
 #include "rows.h"
 #include "softmax.h"
 #include "norm.h"
+#include "peak.h"
 #include "table.h"
 
 namespace jaxq {

@@ -133,6 +133,10 @@ struct Kernels {
   void (*enter)();
   void (*leave)();
 
+  // Operations a second, in units of 10^9, that the 4-way dot product reaches on this thread on nothing but registers:
+  // measured, in about 20 ms.
+  double (*peak)();
+
   void (*gemm)(const Gemm&);
   void (*patches)(const Patches&, int64_t first, int64_t last);  // output pixels, counted over all images
   // (N, K) int8 with rows `stride` apart and values `step` apart to the packed form.
@@ -156,6 +160,5 @@ struct Kernels {
                      int64_t first, int64_t last);
 };
 
-const Kernels* kernels_avx512();
 
 }  // namespace jaxq

@@ -14,8 +14,11 @@ namespace JAXQ_ISA {
 
 constexpr int kLanes = 16;
 constexpr int kWidth = 4 * kLanes;  // bytes of a vector
-// Rows and blocks of 16 channels whose accumulators stay in registers: wide, and for the blocks that are left.
-constexpr int kWide = 4, kWideRows = 6, kNarrowRows = 12;
+// Blocks of 16 channels that a piece of the matrix product takes at once, and its rows at most: their sums stay in
+// registers. Few rows take more blocks.
+constexpr int kWide = 3, kFewRows = 3, kManyBlocks = 8;
+constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 9 : 12; }
+constexpr int kPeakChains = 12;
 // Output columns of a depthwise convolution whose accumulators (4 vectors each) stay in registers.
 constexpr int kColumns = 4;
 using I32 = __m512i;

@@ -1,0 +1,4 @@
+#include "kernels.h"
+namespace jaxq {
+const Kernels* kernels_avxvnni() { return nullptr; }
+}  // namespace jaxq
