@@ -2,7 +2,7 @@
 //
 //     g++ -std=c++17 -O2 -DISA=avx512 -I jaxq/backends/cpu/src tests/backends/cpu/kernel_test.cc isa_avx512.o && ./a.out
 //
-// prints "N passed, N failed" and fails if one did; --bench prints timings instead; a number is the seed.
+// prints "N passed, N failed" and fails if one did; --bench [NAME] prints timings instead; a number is the seed.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -620,10 +620,13 @@ void test_layer_norm() {
 
 // ------------------------------------------------------------------------------------------------------------ timings
 
+const char* wanted = "";  // what the names of timings contain
+
 // Of this thread: other programs may share the machine.
 double seconds_now() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 
 void time(const char* name, double operations, const char* unit, const std::function<void()>& run) {
+  if (!std::strstr(name, wanted)) return;
   double best = 1e9;
   for (int i = 0; i < 20; ++i) {
     const double start = seconds_now();
@@ -788,6 +791,7 @@ void bench() {
 int run(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--bench")) {
+      if (i + 1 < argc) wanted = argv[i + 1];
       bench();
       return 0;
     }
