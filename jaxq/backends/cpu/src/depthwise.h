@@ -21,20 +21,26 @@ template <int kCount, int kParts>
 void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
                        const Quads<kParts>& quads, const int64_t* rows) {
   I32 acc[kCount][4];
+  JAXQ_UNROLL
   for (int t = 0; t < kCount; ++t) {
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) acc[t][v] = start[v];
   }
   for (int64_t j = 0; j < taps.columns; ++j) {
     const uint8_t* x = image + j * taps.step;
     for (int64_t g = 0; g < taps.groups; ++g, x += kQuadBytes, weights += kQuadBytes) {
+      JAXQ_UNROLL
       for (int v = 0; v < 4; ++v) {
         const I32 w = load_bytes(weights + v * kWidth);
+        JAXQ_UNROLL
         for (int t = 0; t < kCount; ++t) acc[t][v] = dot4(acc[t][v], load_bytes(x + t * step + v * kWidth), w);
       }
     }
   }
+  JAXQ_UNROLL
   for (int t = 0; t < kCount; ++t) {
     int64_t at[kParts];
+    JAXQ_UNROLL
     for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + t;
     quads.finish(acc[t], at);
   }
@@ -45,6 +51,7 @@ void depthwise_line(const uint8_t* image, int64_t step, const uint8_t* weights, 
                     const Quads<kParts>& quads, const int64_t* rows, int64_t column, int64_t columns) {
   for (; column + kCount <= columns; column += kCount) {
     int64_t at[kParts];
+    JAXQ_UNROLL
     for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + column;
     depthwise_columns<kCount, kParts>(image + column * step, step, weights, taps, start, quads, at);
   }
@@ -79,9 +86,11 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
       I32 before[4] = {zero(), zero(), zero(), zero()};
       for (int64_t g = 0; g < groups; ++g) {
         uint8_t* to = weights + ((l * w.kernel_w + j) * groups + g) * kQuadBytes;
+        JAXQ_UNROLL
         for (int v = 0; v < 4; ++v) {
           const uint8_t* from = packed + ((j * groups + g) * 4 + v) * 64;
           const uint8_t* parts[kParts];
+          JAXQ_UNROLL
           for (int p = 0; p < kParts; ++p) parts[p] = from;
           const I32 x = load_parts<kParts>(parts, kWidth / kParts);
           put_bytes(to + v * kWidth, bits ? bit_or(shift_left(x, bits), shift_right(before[v], 32 - bits)) : x);
@@ -91,8 +100,10 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
     }
   }
   I32 start[4];
+  JAXQ_UNROLL
   for (int v = 0; v < 4; ++v) {
     const uint8_t* parts[kParts];
+    JAXQ_UNROLL
     for (int p = 0; p < kParts; ++p) parts[p] = packed + (taps * 4 + v) * 64;
     start[v] = mul(load_parts<kParts>(parts, kWidth / kParts), all(correction_of(w.dtype)));
   }
@@ -131,15 +142,18 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
           I32 r[4], quad[4];
           for (int64_t i = 0; i < 4; ++i) {
             const uint8_t* parts[kParts];
+            JAXQ_UNROLL
             for (int p = 0; p < kParts; ++p) parts[p] = row[g * 4 + i][p] + (offset & inside[g * 4 + i][p]);
             r[i] = bit_xor(load_parts<kParts>(parts, n), flip);
           }
           interleave(r[0], r[1], r[2], r[3], quad);
+          JAXQ_UNROLL
           for (int v = 0; v < 4; ++v) put_bytes(to + v * kWidth, quad[v]);
         }
       }
       for (int64_t l = 0; l < part_lines; ++l) {
         int64_t at[kParts];
+        JAXQ_UNROLL
         for (int p = 0; p < kParts; ++p) {
           at[p] = p * part_lines + l < count ? (line + p * part_lines + l) * w.out_width + column : -1;
         }

@@ -51,12 +51,14 @@ void finish_bytes(const Source& source, const Epilogue& e, int64_t row, int64_t 
   F32 multiplier[kVectors], bias[kVectors];
   I32 lo[4], hi[4];
   int64_t counts[kVectors];
+  JAXQ_UNROLL
   for (int v = 0; v < kVectors; ++v) {
     const int64_t rest = n - v * kLanes;
     counts[v] = kFull || rest > kLanes ? kLanes : rest < 0 ? 0 : rest;
     const int64_t from = counts[v] ? at + v * kLanes : at;
     multiplier[v] = load(e.multiplier + from, counts[v]);
     bias[v] = load(e.bias + from, counts[v]);
+    JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) {
       lo[i * kVectors + v] = round(load(e.lo + from, counts[v]));
       hi[i * kVectors + v] = round(load(e.hi + from, counts[v]));
@@ -69,9 +71,11 @@ void finish_bytes(const Source& source, const Epilogue& e, int64_t row, int64_t 
   for (int64_t r = 0; r < rows; r += kRows) {
     I32 q[4];
     uint8_t* out[kRows];
+    JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const int64_t this_row = r + i < rows ? r + i : rows - 1;  // the last one again
       out[i] = e.out + (row + this_row) * e.out_stride + at;
+      JAXQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const int64_t count = kFull ? kLanes : counts[v];
         F32 y = add(mul(to_float(source(this_row, c + v * kLanes, count)), multiplier[v]), bias[v]);

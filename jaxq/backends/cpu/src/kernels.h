@@ -16,6 +16,9 @@ constexpr int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 1; }
 constexpr int64_t kBlock = 16;
 constexpr int64_t kDepth = 64;
 
+// Before a loop over an array of vectors: unrolled early enough that the array is kept in registers.
+#define JAXQ_UNROLL _Pragma("GCC unroll 16")
+
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // A packed weight (N, K): for each block of 16 output channels, K / 4 (padded) lines of 16 channels x 4 values of K, the

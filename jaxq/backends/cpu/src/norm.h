@@ -10,6 +10,7 @@ inline float sum_about(const float* x, int64_t n, F32 mean) {
   F32 sums[2] = {all(0.0f), all(0.0f)};
   int64_t c = 0;
   for (; c + 2 * kLanes <= n; c += 2 * kLanes) {
+    JAXQ_UNROLL
     for (int v = 0; v < 2; ++v) {
       const F32 y = sub(load(x + c + v * kLanes), mean);
       sums[v] = kSquare ? mul_add(y, y, sums[v]) : add(sums[v], y);
@@ -36,13 +37,16 @@ inline void layer_norm(const Rows& r, const float* scale, const float* bias, flo
       const int64_t n = r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes;
       F32 y[4], of_channel[4];
       load_floats(x + c, n, y);
+      JAXQ_UNROLL
       for (int v = 0; v < 4; ++v) y[v] = mul(sub(y[v], mean), factor);
       if (scale) {
         load_floats(scale + c, n, of_channel);
+        JAXQ_UNROLL
         for (int v = 0; v < 4; ++v) y[v] = mul(y[v], of_channel[v]);
       }
       if (bias) {
         load_floats(bias + c, n, of_channel);
+        JAXQ_UNROLL
         for (int v = 0; v < 4; ++v) y[v] = add(y[v], of_channel[v]);
       }
       out.write(r.out + row * r.out_stride, c, y, n);

@@ -9,10 +9,12 @@ inline void add_rows(const uint8_t* const* rows, int64_t count, int64_t n, I32 f
   const I32 ones = splat(1);
   for (int64_t i = 0; i < count; i += 4) {
     I32 r[4], quad[4];
+    JAXQ_UNROLL
     for (int k = 0; k < 4; ++k) {
       r[k] = i + k < count ? bit_xor(load_parts<1>(rows + i + k, n), flip) : zero();
     }
     interleave(r[0], r[1], r[2], r[3], quad);
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) acc[v] = dot4(acc[v], quad[v], ones);
   }
 }

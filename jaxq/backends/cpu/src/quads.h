@@ -23,8 +23,10 @@ class Quads {
     if (!simple_) return finish_in_order(acc, rows);
     alignas(64) uint8_t nowhere[kWidth];
     uint8_t* out[kParts];
+    JAXQ_UNROLL
     for (int p = 0; p < kParts; ++p) out[p] = rows[p] < 0 ? nowhere : e_.out + rows[p] * e_.out_stride + channel_;
     I32 q[4];
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) {
       const F32 y = add(mul(to_float(acc[v]), load(multiplier_ + v * kLanes)), load(bias_ + v * kLanes));
       q[v] = round(min(y, all(kLargest)));
@@ -57,16 +59,19 @@ class Quads {
     alignas(64) float in_quads[kWidth];
     fill(in_quads, from);
     I32 q[4];
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) q[v] = round(load(in_quads + v * kLanes));
     return signed_ ? quads_to_s8(q[0], q[1], q[2], q[3]) : quads_to_u8(q[0], q[1], q[2], q[3]);
   }
 
   void finish_in_order(const I32* acc, const int64_t* rows) const {
     alignas(64) int32_t in_quads[kWidth], ordered[kWidth];
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) store(in_quads + v * kLanes, acc[v]);
     for (int64_t v = 0; v < 4; ++v) {
       for (int64_t i = 0; i < kLanes; ++i) ordered[i / 4 * 16 + v * 4 + i % 4] = in_quads[v * kLanes + i];
     }
+    JAXQ_UNROLL
     for (int p = 0; p < kParts; ++p) {
       if (rows[p] >= 0) epilogue(ordered + p * kPart, kWidth, e_, rows[p], 1, channel_, n_);
     }

@@ -65,6 +65,7 @@ inline Rows joined(const Rows& r, int64_t step, int64_t* first, int64_t* last) {
 template <bool kSigned>
 inline I32 quantized(const F32* x, const F32* multiplier) {
   I32 q[4];
+  JAXQ_UNROLL
   for (int v = 0; v < 4; ++v) q[v] = round(min(zero_where_nan(mul(x[v], multiplier[v])), all(kLargest)));
   if constexpr (kSigned) return max_s8(in_order(quads_to_s8(q[0], q[1], q[2], q[3])), splat(0x81));  // -127
   return in_order(quads_to_u8(q[0], q[1], q[2], q[3]));
@@ -79,6 +80,7 @@ inline void store_quantized(uint8_t* to, const F32* x, const F32* multiplier, in
 
 // n values, those beyond it 0.
 inline void load_floats(const float* p, int64_t n, F32* x) {
+  JAXQ_UNROLL
   for (int v = 0; v < 4; ++v) {
     const int64_t count = n - v * kLanes;
     x[v] = count >= kLanes ? load(p + v * kLanes) : count > 0 ? load(p + v * kLanes, count) : all(0.0f);

@@ -24,6 +24,7 @@ inline F32 exp_of_negative(F32 x) {
 class Out {
  public:
   Out(const Rows& r, float multiplier) : dtype_(r.out_dtype) {
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) multiplier_[v] = all(multiplier);
   }
   // n <= 4 * kLanes values from column c on.
@@ -31,6 +32,7 @@ class Out {
     if (dtype_ == DType::s8) return store_quantized<true>(row + c, y, multiplier_, n);
     if (dtype_ == DType::u8) return store_quantized<false>(row + c, y, multiplier_, n);
     float* to = reinterpret_cast<float*>(row) + c;
+    JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) {
       const int64_t count = n - v * kLanes;
       if (count >= kLanes) {
@@ -78,6 +80,7 @@ inline void softmax(const Rows& r, float multiplier, int64_t first, int64_t last
       const int64_t n = r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes;
       F32 y[4];
       load_floats(keeps ? kept + c : x + c, n, y);
+      JAXQ_UNROLL
       for (int v = 0; v < 4; ++v) y[v] = mul(keeps ? y[v] : exp_of_negative(sub(y[v], most)), factor);
       out.write(r.out + row * r.out_stride, c, y, n);
     }
