@@ -163,7 +163,9 @@ def to_onnx(arrays: Arrays) -> onnx.ModelProto:
     places = writer.array(embedding["position"][None, :TOKENS] + embedding["token_type"][0])
     x = _norm(writer, writer.op("Add", words, places), arrays, "embeddings.LayerNorm")
 
-    wide = writer.op("Unsqueeze", writer.op("Unsqueeze", mask, writer.array([1], np.int64)), writer.array([2], np.int64))
+    wide = writer.op(
+        "Unsqueeze", writer.op("Unsqueeze", mask, writer.array([1], np.int64)), writer.array([2], np.int64)
+    )
     padding = writer.op("Sub", writer.array(1), writer.op("Cast", wide, to=onnx.TensorProto.FLOAT))
     bias = writer.op("Mul", padding, writer.array(np.finfo(np.float32).min))
     for i in range(LAYERS):

@@ -16,19 +16,20 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxq import passes
+from jaxq.graph.node import Graph
 from jaxq.graph.trace import trace
 from peers import minilm
 from peers.onnx_graph import convolutional
 
 Batch = tuple[np.ndarray, ...]
-CALIBRATE, EVALUATE, CHUNK = 128, 128, 32
+CALIBRATE, EVALUATE = 128, 128
 
 
 @dataclass(frozen=True)
 class Network:
     """A function of `params` and arrays; `calibration` and `evaluation` are its arrays, many examples in each.
 
-    `write` makes the ONNX model, whose inputs are what `to_peer` makes of the arrays."""
+    `write` makes the ONNX model, whose inputs are the arrays, pictures channels first (`to_peer`)."""
 
     name: str
     fun: Callable[..., Any]
@@ -36,28 +37,25 @@ class Network:
     calibration: Batch
     evaluation: Batch
     batch_sizes: tuple[int, ...]
-    classifies: bool
     write: Callable[[], onnx.ModelProto]
-    to_peer: Callable[[Batch], Batch]
-
-    def batch(self, size: int) -> Batch:
-        """Evaluation examples for the stopwatch."""
-        return tuple(array[:size] for array in self.evaluation)
+    classifies: bool = False
+    heads: int = 0  # of a transformer's attention
 
 
-def chunks(arrays: Batch, size: int = CHUNK) -> list[Batch]:
-    """The arrays cut into batches."""
-    return [tuple(array[i : i + size] for array in arrays) for i in range(0, len(arrays[0]), size)]
+def chunks(arrays: Batch, size: int) -> list[Batch]:
+    """The arrays cut into full batches."""
+    return [tuple(array[i : i + size] for array in arrays) for i in range(0, len(arrays[0]) + 1 - size, size)]
 
 
-def channels_first(arrays: Batch) -> Batch:
-    return tuple(np.ascontiguousarray(array.transpose(0, 3, 1, 2)) for array in arrays)
+def to_peer(arrays: Batch) -> Batch:
+    """The arrays as the peers' model takes them."""
+    return tuple(np.ascontiguousarray(np.moveaxis(array, -1, 1)) if array.ndim == 4 else array for array in arrays)
 
 
 # ------------------------------------------------------------------------------------------------- convolutional nets
 
 
-def float_graph(fun: Callable[..., Any], params: Any, arrays: Batch) -> Any:
+def float_graph(fun: Callable[..., Any], params: Any, arrays: Batch) -> Graph:
     """The function as jaxq quantizes it: batch norms folded, activations fused."""
     return passes.simplify(trace(fun, params, tuple(array[:2] for array in arrays)).graph)
 
@@ -69,6 +67,8 @@ def read_pictures(folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
         pictures = np.clip(coarse.repeat(SIZE // 28, axis=1).repeat(SIZE // 28, axis=2) / 2, -1, 1)
     else:
         paths = list_pictures(folder)[: CALIBRATE + EVALUATE]
+        if len(paths) < CALIBRATE + EVALUATE:
+            raise SystemExit(f"{folder} holds {len(paths)} pictures; {CALIBRATE + EVALUATE} are needed")
         pictures = np.stack([(read_picture(path).astype(np.float32) - 127) / 128 for path in paths])
     return pictures[:CALIBRATE], pictures[CALIBRATE:]
 
@@ -84,9 +84,8 @@ def convolutional_network(
         calibration,
         evaluation,
         sizes,
-        True,
         lambda: convolutional(float_graph(model.apply, params, calibration)),
-        channels_first,
+        classifies=True,
     )
 
 
@@ -200,9 +199,8 @@ def sentences(images: Path | None) -> Network:
         (tokens[::2], mask[::2]),
         (tokens[1::2], mask[1::2]),
         (1, 8),
-        False,
         lambda: minilm.to_onnx(arrays),
-        lambda batch: batch,
+        heads=minilm.HEADS,
     )
 
 
