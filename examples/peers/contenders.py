@@ -29,15 +29,11 @@ class Contender:
     compile: Callable[[int], Compiled]
     prepare: Callable[[Batch], Batch]
 
-    @property
-    def is_peer(self) -> bool:
-        return self.name not in (JAX, JAXQ)
 
-
-def contenders(network: Network, cache: Path, chosen: Sequence[str] = ()) -> tuple[list[Contender], int]:
-    """The contenders of those names, or all, and the multiply-adds of one example."""
+def contenders(network: Network, method: str, cache: Path) -> tuple[list[Contender], int]:
+    """All contenders, jaxq calibrated by that method, and the multiply-adds of one example."""
     batches = chunks(network.calibration, min(CALIBRATION_BATCH, len(network.calibration[0])))
-    qmodel = jaxq.quantize(network.fun, network.params, batches, config=jaxq.QuantConfig(method="mse"))
+    qmodel = jaxq.quantize(network.fun, network.params, batches, config=jaxq.QuantConfig(method=method))
     rows = [row for row in qmodel.summary().nodes if row.op in ("conv", "dot", "matmul")]
     int8 = f"{sum(row.precision == 'int8' for row in rows)}/{len(rows)}"
     forward, params = jax.jit(network.fun), jax.device_put(network.params)
@@ -47,8 +43,8 @@ def contenders(network: Network, cache: Path, chosen: Sequence[str] = ()) -> tup
         ),
         Contender(JAXQ, lambda _: Compiled(lambda *x: qmodel(*x).block_until_ready(), int8), _device),
     ]
-    found = own + _peers(network, cache, [to_peer(batch) for batch in batches])
-    return [each for each in found if not chosen or each.name in chosen], sum(row.macs for row in rows)
+    peers = _peers(network, cache, [to_peer(batch) for batch in batches])
+    return own + peers, sum(row.macs for row in rows)
 
 
 def _device(arrays: Batch) -> Batch:

@@ -155,7 +155,7 @@ def _pieces(word: str, ids: dict[str, int]) -> list[str]:
 
 
 def to_onnx(arrays: Arrays) -> onnx.ModelProto:
-    """The same network in the ops and in the order in which PyTorch exports BERT: what the runtimes' fusions look for."""
+    """The same network as PyTorch exports BERT, op by op: what the runtimes' fusions look for."""
     writer = Writer()
     tokens, mask = writer.input("tokens", "int32", TOKENS), writer.input("mask", "int32", TOKENS)
     embedding = {name: arrays[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")}
@@ -163,9 +163,8 @@ def to_onnx(arrays: Arrays) -> onnx.ModelProto:
     places = writer.array(embedding["position"][None, :TOKENS] + embedding["token_type"][0])
     x = _norm(writer, writer.op("Add", words, places), arrays, "embeddings.LayerNorm")
 
-    wide = writer.op(
-        "Unsqueeze", writer.op("Unsqueeze", mask, writer.array([1], np.int64)), writer.array([2], np.int64)
-    )
+    wide = writer.op("Unsqueeze", mask, writer.array([1], np.int64))
+    wide = writer.op("Unsqueeze", wide, writer.array([2], np.int64))
     padding = writer.op("Sub", writer.array(1), writer.op("Cast", wide, to=onnx.TensorProto.FLOAT))
     bias = writer.op("Mul", padding, writer.array(np.finfo(np.float32).min))
     for i in range(LAYERS):

@@ -140,8 +140,8 @@ class GoogLeNet(nn.Module):
 def random_weights(model: nn.Module, pictures: np.ndarray) -> Any:
     """Random weights whose batch norms know the pictures, as after training.
 
-    Every norm's statistics are those of its input. They are found in one pass: an intercepted norm, once called, computes
-    them and normalises with them, so that the layers behind it see what they will see."""
+    Every norm's statistics are those of its input, found in one pass: an intercepted norm computes them and normalises
+    with them, so that the layers behind it see what they will see."""
     x = jnp.asarray(pictures)
     found: dict[tuple[str, ...], jax.Array] = {}
 

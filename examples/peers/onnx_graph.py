@@ -1,7 +1,7 @@
 """A simplified float graph of jaxq as an ONNX model, for the runtimes that jaxq is compared with.
 
-The peers get the graph that jaxq quantizes, batch norms folded, but channels first throughout, as they like it: pictures
-go in as NCHW, and no transpose is left inside.
+The peers get the graph that jaxq quantizes, batch norms folded, but channels first throughout, as they like it:
+pictures go in as NCHW, and no transpose is left inside.
 """
 
 from typing import Any

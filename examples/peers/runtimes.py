@@ -26,7 +26,8 @@ INTEGERS = ("i8", "u8")
 
 @dataclass(frozen=True)
 class Compiled:
-    """A network at one batch size: `run` takes its arrays to its output; `int8_ops` of its convs and products are int8."""
+    """A network at one batch size: `run` takes its arrays to its output; `int8_ops` says how many of its convs and
+    products are int8."""
 
     run: Callable[..., Any]
     int8_ops: str
@@ -59,9 +60,11 @@ def ort_compile(path: Path, size: int, threads: int) -> Compiled:
     ops = [node.op_type for node in onnx.load(optimized, load_external_data=False).graph.node]
     optimized.unlink()
     int8, rest = (sum(op in known for op in ops) for known in (_ORT_INT8, _ORT_FLOAT))
-    return Compiled(
-        lambda *arrays: session.run(None, dict(zip(names, arrays, strict=True)))[0], f"{int8}/{int8 + rest}"
-    )
+
+    def run(*arrays: np.ndarray) -> Any:
+        return session.run(None, dict(zip(names, arrays, strict=True)))[0]
+
+    return Compiled(run, f"{int8}/{int8 + rest}")
 
 
 class _Reader(quantization.CalibrationDataReader):
@@ -75,8 +78,8 @@ class _Reader(quantization.CalibrationDataReader):
 
 
 def ort_static(source: Path, target: Path, batches: Sequence[Batch], transformer: bool) -> None:
-    """Static int8: uint8 activations, int8 weights per channel, thresholds from minima and maxima. In a transformer only
-    products are int8: the bias that masks padding would be the maximum of the scores.
+    """Static int8: uint8 activations, int8 weights per channel, thresholds from minima and maxima. In a transformer
+    only products are int8: the bias that masks padding would be the maximum of the scores.
 
     (The other form of the file, QOperator, was measured to be as fast as this one, QDQ, on all four networks.)"""
     names = [value.name for value in onnx.load(source).graph.input]
@@ -128,8 +131,8 @@ def openvino_quantize(source: Path, target: Path, batches: Sequence[Batch], tran
 
 
 def openvino_compile(path: Path, size: int, threads: int, precision: str | None) -> Compiled:
-    """The model at a batch size; `precision` is that of what is not int8, the runtime's choice (bf16, where the CPU has it)
-    if None."""
+    """The model at a batch size; `precision` is that of what is not int8. None is the runtime's choice: bf16, where the
+    CPU has it."""
     core = ov.Core()
     model = core.read_model(path)
     model.reshape({value.get_any_name(): [size, *list(value.partial_shape)[1:]] for value in model.inputs})

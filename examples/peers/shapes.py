@@ -1,8 +1,9 @@
-"""Single layers: what a matrix product or a convolution of one shape costs, and how near it comes to the machine's peak.
+"""Single layers: what a matrix product or a convolution of one shape costs, and how near it is to the machine's peak.
 
 Each is a network of one layer (one of six), floats in and out, so that the borders, quantize and dequantize, are timed
 with it."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -74,20 +75,22 @@ def peaks() -> dict[str, float]:
     """GOP/s that this machine's int8 instructions reach, by name, where jaxq's CPU extension measures them."""
     if importlib.util.find_spec("jaxq.backends.cpu") is None:
         return {}
-    return dict(importlib.import_module("jaxq.backends.cpu").peak())
+    measured = getattr(importlib.import_module("jaxq.backends.cpu"), "peak", dict)
+    return dict(measured())
 
 
-def measure(rounds: int, cache: Path, log: Callable[[str], None]) -> dict[str, Any]:
+def measure(rounds: int, method: str, cache: Path, log: Callable[[str], None]) -> dict[str, Any]:
     """Milliseconds of every shape, as data."""
     rows = []
     for network in layers():
         log(network.name)
         (size,) = network.batch_sizes
         (batch,) = chunks(network.evaluation, size)
-        entries, macs = contenders(network, cache, CHOSEN)
+        entries, macs = contenders(network, method, cache)
         calls = {
             entry.name: partial(entry.compile(size).run, *entry.prepare(batch))  # no array is copied in the calls
             for entry in entries
+            if entry.name in CHOSEN
         }
         timed = interleaved(calls, rounds)
         log(f"  {timed.quiet()}")

@@ -30,9 +30,8 @@ class Rounds:
     def quiet(self) -> str:
         """How much longer the fixed piece of work took than in the quietest round, and the load, round by round."""
         spins = " ".join(f"{spin / min(self.spin):.2f}" for spin in self.spin)
-        return (
-            f"fixed work in each round (1.00 is the quietest): {spins}; load {min(self.load):.1f}-{max(self.load):.1f}"
-        )
+        load = f"{min(self.load):.1f} to {max(self.load):.1f}"
+        return f"fixed work, in each round beside the quietest: {spins}; load {load}"
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Rounds:
