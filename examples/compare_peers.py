@@ -5,10 +5,13 @@
                                      [--shapes] [--rounds 7] [--method mse] [--json FILE] [--cache FOLDER]
 
 The peers get jaxq's own folded float graph as ONNX (checked against JAX first) and all cores. Everything runs turn by
-turn in one process; times are medians over the rounds. `--shapes` times single layers instead of whole networks.
+turn in one process. Times are medians over the rounds; those in which something else ran on the machine are left out.
+`--shapes` times single layers instead of whole networks.
+
 EfficientNet-Lite0 and MiniLM have their trained weights; ResNet-50 and GoogLeNet have random ones, with batch norms
 that know the data. Of the folder's pictures, in the order of their names, 128 calibrate and 128 evaluate; without a
-folder they are noise, which costs the same. Do not use the machine meanwhile: runtimes suffer differently.
+folder they are noise, which costs the same. Leave the machine alone meanwhile: what else runs makes some
+runtimes several times slower, others hardly.
 
 OpenVINO's default is bf16 where the CPU has it. Columns: ms (and how many times the fastest peer's); how many of the
 convs and products are int8, after fusion; on the evaluation data, the output's signal-to-noise ratio and the agreement

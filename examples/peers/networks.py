@@ -38,7 +38,7 @@ class Network:
     evaluation: Batch
     batch_sizes: tuple[int, ...]
     write: Callable[[], onnx.ModelProto]
-    classifies: bool = False
+    classifies: bool = False  # with classes that mean something
     heads: int = 0  # of a transformer's attention
 
 
@@ -74,7 +74,12 @@ def read_pictures(folder: Path | None) -> tuple[np.ndarray, np.ndarray]:
 
 
 def convolutional_network(
-    name: str, model: nn.Module, params: Any, sizes: tuple[int, ...], pictures: Sequence[np.ndarray]
+    name: str,
+    model: nn.Module,
+    params: Any,
+    sizes: tuple[int, ...],
+    pictures: Sequence[np.ndarray],
+    trained: bool = False,
 ) -> Network:
     calibration, evaluation = ((part,) for part in pictures)
     return Network(
@@ -85,7 +90,7 @@ def convolutional_network(
         evaluation,
         sizes,
         lambda: convolutional(float_graph(model.apply, params, calibration)),
-        classifies=True,
+        classifies=trained,
     )
 
 
@@ -170,7 +175,7 @@ def random_weights(model: nn.Module, pictures: np.ndarray) -> Any:
 
 def lite0(images: Path | None) -> Network:
     pictures = read_pictures(images)
-    return convolutional_network("EfficientNet-Lite0", EfficientNetLite0(), load_weights(), (1, 32), pictures)
+    return convolutional_network("EfficientNet-Lite0", EfficientNetLite0(), load_weights(), (1, 32), pictures, True)
 
 
 def resnet50(images: Path | None) -> Network:

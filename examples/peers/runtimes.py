@@ -1,7 +1,9 @@
 """ONNX Runtime and OpenVINO: a float ONNX model to compiled networks, in float and int8, ready to be timed."""
 
+import contextlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,8 @@ from peers.onnx_graph import BATCH
 os.environ["NNCF_CI"] = "1"  # no usage statistics: sending them would fork a process that runs JAX
 import nncf
 
-logging.getLogger("nncf").setLevel(logging.ERROR)
+for name in ("", "nncf"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 INTEGERS = ("i8", "u8")
 
 
@@ -120,13 +123,14 @@ def openvino_quantize(source: Path, target: Path, batches: Sequence[Batch], tran
     model = ov.Core().read_model(source)
     names = [value.get_any_name() for value in model.inputs]
     examples = [tuple(array[i : i + 1] for array in batch) for batch in batches for i in range(len(batch[0]))]
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(examples, lambda example: dict(zip(names, example, strict=True))),
-        subset_size=len(examples),
-        preset=nncf.QuantizationPreset.MIXED,
-        model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # its progress
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(examples, lambda example: dict(zip(names, example, strict=True))),
+            subset_size=len(examples),
+            preset=nncf.QuantizationPreset.MIXED,
+            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+        )
     ov.save_model(quantized, target, compress_to_fp16=False)
 
 

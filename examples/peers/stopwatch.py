@@ -13,6 +13,8 @@ THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
 BURST = 0.15  # seconds for which a function is called in a round
 MIN_CALLS = 3
 SLOW = 0.5  # seconds from which on one call in a round is enough
+SPINS = 5
+QUIET = 1.1  # times the least fixed work
 _WORK = bytes(8 << 20)
 
 
@@ -24,27 +26,37 @@ class Rounds:
     spin: list[float]
     load: list[float]
 
+    @property
+    def disturbed(self) -> list[bool]:
+        """Where something else ran on the machine, so that the fixed work took longer than in the quietest round."""
+        return [spin > QUIET * min(self.spin) for spin in self.spin]
+
     def median(self, name: str) -> float:
-        return statistics.median(self.ms[name])
+        """Over the rounds that were not disturbed."""
+        times = zip(self.ms[name], self.disturbed, strict=True)
+        return statistics.median(ms for ms, disturbed in times if not disturbed)
 
     def quiet(self) -> str:
-        """How much longer the fixed piece of work took than in the quietest round, and the load, round by round."""
+        """How quiet the machine was, in words."""
         spins = " ".join(f"{spin / min(self.spin):.2f}" for spin in self.spin)
         load = f"{min(self.load):.1f} to {max(self.load):.1f}"
-        return f"fixed work, in each round beside the quietest: {spins}; load {load}"
+        return f"fixed work: {spins} x the quietest round; {sum(self.disturbed)} disturbed, left out; load {load}"
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Rounds:
-    """Calls every function in every round, a burst of calls at a time."""
+    """Calls every function in every round, a burst of calls at a time, and the fixed work before and after."""
     for function in functions.values():
         function()
     result = Rounds({name: [] for name in functions}, [], [])
     with ThreadPoolExecutor(THREADS) as pool:
+        before = _spin(pool)
         for _ in range(rounds):
-            result.spin.append(_spin(pool))
-            result.load.append(os.getloadavg()[0])
             for name, function in functions.items():
                 result.ms[name].append(_burst(function))
+            after = _spin(pool)
+            result.spin.append(max(before, after))
+            result.load.append(os.getloadavg()[0])
+            before = after
     return result
 
 
@@ -60,8 +72,9 @@ def _burst(function: Callable[[], Any]) -> float:
 
 
 def _spin(pool: ThreadPoolExecutor) -> float:
-    """A fixed piece of work on all cores at once, in milliseconds: what else runs on the machine slows it."""
-    return _milliseconds(lambda: list(pool.map(hashlib.sha256, [_WORK] * THREADS)))
+    """A fixed piece of work on all cores at once, in milliseconds: what else runs on the machine slows it. The best of
+    a few, as the threads of what was timed last may still spin."""
+    return min(_milliseconds(lambda: list(pool.map(hashlib.sha256, [_WORK] * THREADS))) for _ in range(SPINS))
 
 
 def _milliseconds(function: Callable[[], Any]) -> float:
