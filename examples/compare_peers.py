@@ -48,7 +48,8 @@ def measure(network: Network, sizes: Sequence[int], rounds: int, method: str, ca
     """Everything about one network, as data."""
     log(f"{network.name}: quantizing")
     entries, macs = contenders(network, method, cache)
-    record: Record = {"name": network.name, "macs": macs, "rows": {entry.name: {"ms": {}} for entry in entries}}
+    record: Record = {"name": network.name, "macs": macs, "machine": {}}
+    record["rows"] = {entry.name: {"ms": {}} for entry in entries}
     _add_accuracy(record, network, entries, max(sizes))
     for size in sizes:
         log(f"{network.name}: timing batches of {size}")
@@ -59,8 +60,7 @@ def measure(network: Network, sizes: Sequence[int], rounds: int, method: str, ca
             calls[entry.name] = lambda compiled=compiled, x=x: compiled.run(*x)
             record["rows"][entry.name]["int8_ops"] = compiled.int8_ops
         timed = interleaved(calls, rounds)
-        log(f"  {timed.quiet()}")
-        record.setdefault("spin", {})[size], record.setdefault("load", {})[size] = timed.spin, timed.load
+        record["machine"][size] = {"quiet": timed.quiet(), "spin": timed.spin, "load": timed.load}
         for entry in entries:
             record["rows"][entry.name]["ms"][size] = timed.median(entry.name)
     return record
@@ -95,7 +95,7 @@ def table(record: Record, sizes: Sequence[int]) -> str:
         exact = f"{row['db']:8.1f}" if "db" in row else f"{'':8}"
         agree = f"{row['agreement']:9.1%}" if "agreement" in row else ""
         lines.append(f"{name:28}{times}{row['int8_ops']:>10}{exact}{agree}")
-    return "\n".join(lines)
+    return "\n".join(lines + [f"b{size}: {record['machine'][size]['quiet']}" for size in sizes])
 
 
 def geometric_mean(ratios: Sequence[float]) -> float:

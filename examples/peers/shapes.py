@@ -93,7 +93,7 @@ def measure(rounds: int, method: str, cache: Path, log: Callable[[str], None]) -
             if entry.name in CHOSEN
         }
         timed = interleaved(calls, rounds)
-        log(f"  {timed.quiet()}")
+        log(timed.quiet())
         ms = {name: timed.median(name) for name in calls}
         rows.append({"name": network.name, "gop": 2e-9 * macs * size, "ms": ms, "spin": timed.spin, "load": timed.load})
     return {"shapes": rows, "peaks": peaks()}

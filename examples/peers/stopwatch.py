@@ -39,8 +39,8 @@ class Rounds:
     def quiet(self) -> str:
         """How quiet the machine was, in words."""
         spins = " ".join(f"{spin / min(self.spin):.2f}" for spin in self.spin)
-        load = f"{min(self.load):.1f} to {max(self.load):.1f}"
-        return f"fixed work: {spins} x the quietest round; {sum(self.disturbed)} disturbed, left out; load {load}"
+        told = f"fixed work: {spins} x the quietest round, {sum(self.disturbed)} disturbed; load {max(self.load):.1f}"
+        return f"{told}: TOO BUSY, measure again" if max(self.load) > THREADS + 1 else told
 
 
 def interleaved(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Rounds:
