@@ -1,6 +1,6 @@
 """The passes, in order.
 
-float graph     constants -> products, layout -> canonical, fold -> rows, fuse -> elementwise  exact up to float rounding
+float graph     constants -> products, layout -> canonical, fold -> rows, fuse -> elementwise     exact but for rounding
 int8 graph      place -> lower -> tables -> merge     place decides, lower computes the integers, the rest change no bit
 
 Each pass goes through the bodies of scan, while and cond too.

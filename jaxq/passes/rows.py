@@ -144,8 +144,8 @@ class _Flow:
             root = self._up(root)
 
     def _program(self, end: Node, root: Node) -> "tuple[_Line, ...] | None":
-        """The function that takes the root to the end, or None where it is too long, sums nothing, or rounds to a dtype
-        that neither has."""
+        """The function that takes the root to the end, or None where it is too long, sums nothing, or rounds what is in
+        between to a coarser dtype."""
         index, stack = {root: 0}, [end]
         lines: list[_Line] = []
         while stack:
@@ -164,8 +164,8 @@ class _Flow:
                 lines.append(_Line(step.op, step.settings, operands, node.aval.shape == step.space))
         if not any(line.op == "reduce_sum" for line in lines):
             return None
-        coarsest = max(_unit(node) for node in index)
-        return tuple(lines) if coarsest == max(_unit(root), _unit(end)) else None
+        is_as_fine = all(_unit(node) <= _unit(root) for node in index if node is not end)
+        return tuple(lines) if is_as_fine else None
 
 
 def _is_node(operand: Any) -> bool:
@@ -308,15 +308,19 @@ def _epsilon(program: _Program, centered: np.ndarray, variance: float, y: np.nda
 
 
 def _take_scale_and_bias(match: Match) -> Node | None:
-    """affine(layer_norm(x)): the scale and bias per channel are operands of the norm."""
+    """affine(layer_norm(x)): the scale and bias per channel are operands of the norm. What the affine map does after
+    both, a residual and bounds, stays behind."""
     node, norm = match.node, match.node.operand("x")
-    if norm.op != "layer_norm" or not match.is_sole_user(norm) or not is_open(node):
+    scale, bias = node.get("scale"), node.get("bias")
+    if norm.op != "layer_norm" or not match.is_sole_user(norm) or (scale is None and bias is None):
         return None
-    if (scale := node.get("scale")) is not None:
+    if scale is not None:
         norm = scaled(norm, scale.value)
-    if (bias := node.get("bias")) is not None:
+    if bias is not None:
         norm = shifted(norm, bias.value)
-    return norm.replace(name=node.name, aval=node.aval)
+    if is_open(node):
+        return norm.replace(name=node.name, aval=node.aval)
+    return node.with_operands({"x": norm, "residual": node.get("residual")})
 
 
 def _take_cast(match: Match) -> Node | None:
