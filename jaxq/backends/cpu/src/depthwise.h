@@ -17,9 +17,9 @@ struct Taps {
 };
 
 // kCount columns of a line of output.
-template <int kCount, int kParts>
+template <int kCount, int kParts, bool kFull>
 void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
-                       const Quads<kParts>& quads, const int64_t* rows) {
+                       const Quads<kParts, kFull>& quads, const int64_t* rows) {
   I32 acc[kCount][4];
   JAXQ_UNROLL
   for (int t = 0; t < kCount; ++t) {
@@ -46,18 +46,18 @@ void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weight
   }
 }
 
-template <int kCount, int kParts>
+template <int kCount, int kParts, bool kFull>
 void depthwise_line(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
-                    const Quads<kParts>& quads, const int64_t* rows, int64_t column, int64_t columns) {
+                    const Quads<kParts, kFull>& quads, const int64_t* rows, int64_t column, int64_t columns) {
   for (; column + kCount <= columns; column += kCount) {
     int64_t at[kParts];
     JAXQ_UNROLL
     for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + column;
-    depthwise_columns<kCount, kParts>(image + column * step, step, weights, taps, start, quads, at);
+    depthwise_columns<kCount, kParts, kFull>(image + column * step, step, weights, taps, start, quads, at);
   }
   if constexpr (kCount > 1) {
     if (column < columns) {
-      depthwise_line<kCount / 2, kParts>(image, step, weights, taps, start, quads, rows, column, columns);
+      depthwise_line<kCount / 2, kParts, kFull>(image, step, weights, taps, start, quads, rows, column, columns);
     }
   }
 }
@@ -66,8 +66,35 @@ void depthwise_line(const uint8_t* image, int64_t step, const uint8_t* weights, 
 inline uint8_t flip_of(DType dtype) { return (dtype == DType::s8 ? kTakesSigned : kTakesUnsigned) ? 0 : 0x80; }
 inline int32_t correction_of(DType dtype) { return !flip_of(dtype) ? 0 : dtype == DType::s8 ? -1 : 1; }
 
-// n <= kWidth / kParts channels from `channel` on; `packed` starts with them.
-template <int kParts>
+// Columns [begin, end) of 4 rows, of which the first is column `left` of the image.
+template <int kParts, bool kFull>
+JAXQ_INLINE inline void interleave_line(const uint8_t* const (*row)[kParts], const int64_t (*step)[kParts],
+                                        int64_t left, int64_t begin, int64_t end, int64_t n, I32 flip, uint8_t* to,
+                                        int64_t column_bytes) {
+  const int64_t count = kFull ? kWidth / kParts : n;
+  const uint8_t* from[4][kParts];
+  JAXQ_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    JAXQ_UNROLL
+    for (int p = 0; p < kParts; ++p) from[i][p] = row[i][p] + (left + begin) * step[i][p];
+  }
+  to += begin * column_bytes;
+  for (int64_t x = begin; x < end; ++x, to += column_bytes) {
+    I32 r[4], quad[4];
+    JAXQ_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      r[i] = bit_xor(load_parts<kParts>(from[i], count), flip);
+      JAXQ_UNROLL
+      for (int p = 0; p < kParts; ++p) from[i][p] += step[i][p];
+    }
+    interleave(r[0], r[1], r[2], r[3], quad);
+    JAXQ_UNROLL
+    for (int v = 0; v < 4; ++v) put_bytes(to + v * kWidth, quad[v]);
+  }
+}
+
+// n <= kWidth / kParts channels from `channel` on, exactly so many if kFull; `packed` starts with them.
+template <int kParts, bool kFull>
 void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, int64_t n, const Epilogue& e,
                      int64_t first, int64_t last) {
   const int64_t groups = round_up(w.kernel_h, 4) / 4, taps = w.kernel_w * groups;
@@ -108,11 +135,11 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
     start[v] = mul(load_parts<kParts>(parts, kWidth / kParts), all(correction_of(w.dtype)));
   }
   const I32 flip = splat(flip_of(w.dtype));
-  const Quads<kParts> quads(e, channel, n);
+  const Quads<kParts, kFull> quads(e, channel, n);
 
   const uint8_t nothing[kWidth] = {};
   const uint8_t* row[4 * kMostGroups][kParts];
-  int64_t inside[4 * kMostGroups][kParts];  // all ones, or 0: the row is outside of the image, all columns are the same
+  int64_t step[4 * kMostGroups][kParts];  // of a pixel; 0 for a row outside of the image
   for (int64_t line = first; line < last;) {
     const int64_t number = line / w.out_height, y = line % w.out_height;
     int64_t count = lines * kParts;
@@ -125,31 +152,22 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
         const int64_t at = (y + p * part_lines) * w.stride_h - w.pad_top + i * w.dilation_h;
         const bool is_inside = i < rows && p * part_lines < count && at >= 0 && at < w.height;
         row[i][p] = is_inside ? w.x + (number * w.height + at) * w.width * w.stride + channel : nothing;
-        inside[i][p] = is_inside ? -1 : 0;
+        step[i][p] = is_inside ? w.stride : 0;
       }
     }
     for (int64_t column = 0; column < w.out_width; column += columns_at_once) {
       const int64_t columns = w.out_width - column < columns_at_once ? w.out_width - column : columns_at_once;
       const int64_t left = column * w.stride_w - w.pad_left, width = (columns - 1) * w.stride_w + span;
-      uint8_t* to = image;
-      for (int64_t x = left; x < left + width; ++x) {
-        if (x < 0 || x >= w.width) {
-          for (int64_t i = 0; i < groups * 4; ++i, to += kWidth) put_bytes(to, flip);
-          continue;
-        }
-        const int64_t offset = x * w.stride;
-        for (int64_t g = 0; g < groups; ++g, to += kQuadBytes) {
-          I32 r[4], quad[4];
-          for (int64_t i = 0; i < 4; ++i) {
-            const uint8_t* parts[kParts];
-            JAXQ_UNROLL
-            for (int p = 0; p < kParts; ++p) parts[p] = row[g * 4 + i][p] + (offset & inside[g * 4 + i][p]);
-            r[i] = bit_xor(load_parts<kParts>(parts, n), flip);
-          }
-          interleave(r[0], r[1], r[2], r[3], quad);
-          JAXQ_UNROLL
-          for (int v = 0; v < 4; ++v) put_bytes(to + v * kWidth, quad[v]);
-        }
+      const int64_t begin = left < 0 ? (-left < width ? -left : width) : 0;
+      const int64_t end = w.width - left < width ? w.width - left : width;
+      fill_bytes(image, begin * column_bytes, flip_of(w.dtype));
+      for (int64_t g = 0; g < groups; ++g) {
+        interleave_line<kParts, kFull>(row + 4 * g, step + 4 * g, left, begin, end, n, flip, image + g * kQuadBytes,
+                                       column_bytes);
+      }
+      if (end < width) {
+        const int64_t from = end < begin ? begin : end;
+        fill_bytes(image + from * column_bytes, (width - from) * column_bytes, flip_of(w.dtype));
       }
       for (int64_t l = 0; l < part_lines; ++l) {
         int64_t at[kParts];
@@ -158,13 +176,20 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
           at[p] = p * part_lines + l < count ? (line + p * part_lines + l) * w.out_width + column : -1;
         }
         const Taps shape = {w.kernel_w, groups, w.dilation_w * column_bytes};
-        depthwise_line<kColumns, kParts>(image, w.stride_w * column_bytes, weights + l * taps * kQuadBytes, shape, start,
+        depthwise_line<kColumns, kParts, kFull>(image, w.stride_w * column_bytes, weights + l * taps * kQuadBytes, shape, start,
                                          quads, at, 0, columns);
       }
     }
     quads.look_up_rows(line * w.out_width, count * w.out_width);
     line += count;
   }
+}
+
+template <int kParts>
+inline void depthwise_of(const Window& w, const uint8_t* packed, int64_t channel, int64_t n, const Epilogue& e,
+                         int64_t first, int64_t last) {
+  if (n == kWidth / kParts) return depthwise_block<kParts, true>(w, packed, channel, n, e, first, last);
+  depthwise_block<kParts, false>(w, packed, channel, n, e, first, last);
 }
 
 // Kernels too large for the scratch.
@@ -209,17 +234,17 @@ inline void depthwise(const Window& w, const uint8_t* packed, const Epilogue& e,
       const uint8_t* from = packed + c / 16 * 16;
       if constexpr (kWidth >= 64) {
         if (n <= 16) {
-          depthwise_block<4>(w, from, channel + c, n, e, first, last);
+          depthwise_of<4>(w, from, channel + c, n, e, first, last);
           continue;
         }
       }
       if constexpr (kWidth >= 32) {
         if (n <= kWidth / 2) {
-          depthwise_block<2>(w, from, channel + c, n, e, first, last);
+          depthwise_of<2>(w, from, channel + c, n, e, first, last);
           continue;
         }
       }
-      depthwise_block<1>(w, from, channel + c, n, e, first, last);
+      depthwise_of<1>(w, from, channel + c, n, e, first, last);
     }
   }
 }

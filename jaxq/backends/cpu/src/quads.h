@@ -4,10 +4,12 @@
 namespace jaxq {
 namespace JAXQ_ISA {
 
-// n <= kWidth / kParts channels from `channel` on, beside one another kParts times.
-template <int kParts>
+// n <= kWidth / kParts channels from `channel` on, exactly so many if kFull, beside one another kParts times.
+template <int kParts, bool kFull = false>
 class Quads {
  public:
+  static constexpr int64_t kPart = kWidth / kParts;
+
   Quads(const Epilogue& e, int64_t channel, int64_t n)
       : e_(e), channel_(channel), n_(n), signed_(is_signed(e)), simple_(!e.residual && e.out_dtype != DType::f32) {
     if (!simple_) return;
@@ -33,7 +35,7 @@ class Quads {
     }
     const I32 bytes = signed_ ? min_s8(max_s8(quads_to_s8(q[0], q[1], q[2], q[3]), lo_), hi_)
                               : min_u8(max_u8(quads_to_u8(q[0], q[1], q[2], q[3]), lo_), hi_);
-    store_parts<kParts>(out, bytes, n_);
+    store_parts<kParts>(out, bytes, kFull ? kPart : n_);
   }
 
   void look_up_rows(int64_t row, int64_t rows) const {
@@ -43,8 +45,6 @@ class Quads {
   }
 
  private:
-  static constexpr int64_t kPart = kWidth / kParts;
-
   // In order, repeated, with 0 beyond n; `to` in quad order.
   void fill(float* to, const float* from) const {
     for (int64_t v = 0; v < 4; ++v) {
