@@ -11,9 +11,9 @@ namespace JAXQ_ISA {
 constexpr int64_t kQuadBytes = 4 * kWidth;  // 4 vectors: kWidth channels of 4 rows
 constexpr int64_t kImageScratch = 32768, kWeightScratch = 16384, kMostGroups = 16, kMostLines = 4;
 
-// Taps of the kernel: `columns` x `groups` of 4 rows, the columns `step` bytes apart in the scratch.
+// Taps of the kernel, 4 rows each, in the scratch: `runs` of `length` that lie one after another, `step` bytes apart.
 struct Taps {
-  int64_t columns, groups, step;
+  int64_t runs, length, step;
 };
 
 // kCount columns of a line of output.
@@ -26,9 +26,9 @@ void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weight
     JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) acc[t][v] = start[v];
   }
-  for (int64_t j = 0; j < taps.columns; ++j) {
+  for (int64_t j = 0; j < taps.runs; ++j) {
     const uint8_t* x = image + j * taps.step;
-    for (int64_t g = 0; g < taps.groups; ++g, x += kQuadBytes, weights += kQuadBytes) {
+    for (int64_t i = 0; i < taps.length; ++i, x += kQuadBytes, weights += kQuadBytes) {
       JAXQ_UNROLL
       for (int v = 0; v < 4; ++v) {
         const I32 w = load_bytes(weights + v * kWidth);
@@ -134,6 +134,8 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
     for (int p = 0; p < kParts; ++p) parts[p] = packed + (taps * 4 + v) * 64;
     start[v] = mul(load_parts<kParts>(parts, kWidth / kParts), all(correction_of(w.dtype)));
   }
+  const bool together = w.dilation_w == 1;
+  const Taps runs = {together ? 1 : w.kernel_w, together ? taps : groups, w.dilation_w * column_bytes};
   const I32 flip = splat(flip_of(w.dtype));
   const Quads<kParts, kFull> quads(e, channel, n);
 
@@ -175,8 +177,7 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
         for (int p = 0; p < kParts; ++p) {
           at[p] = p * part_lines + l < count ? (line + p * part_lines + l) * w.out_width + column : -1;
         }
-        const Taps shape = {w.kernel_w, groups, w.dilation_w * column_bytes};
-        depthwise_line<kColumns, kParts, kFull>(image, w.stride_w * column_bytes, weights + l * taps * kQuadBytes, shape, start,
+        depthwise_line<kColumns, kParts, kFull>(image, w.stride_w * column_bytes, weights + l * taps * kQuadBytes, runs, start,
                                          quads, at, 0, columns);
       }
     }
