@@ -16,48 +16,48 @@ struct Taps {
   int64_t runs, length, step;
 };
 
-// kCount columns of a line of output.
-template <int kCount, int kParts, bool kFull>
-void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
-                       const Quads<kParts, kFull>& quads, const int64_t* rows) {
-  I32 acc[kCount][4];
-  JAXQ_UNROLL
-  for (int t = 0; t < kCount; ++t) {
-    JAXQ_UNROLL
-    for (int v = 0; v < 4; ++v) acc[t][v] = start[v];
-  }
+// kCount columns of kLines lines of output, which read the same pixels with weights `next` bytes apart.
+template <int kCount, int kLines, int kParts, bool kFull>
+void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weights, int64_t next, const Taps& taps,
+                       const I32* start, const Quads<kParts, kFull>& quads, const Target<kParts>* targets,
+                       int64_t column) {
+  Vectors<kLines * kCount * 4> acc;
+  each<kLines * kCount * 4>([&](auto i) JAXQ_INLINE { at<i.value>(acc) = start[i.value % 4]; });
   for (int64_t j = 0; j < taps.runs; ++j) {
     const uint8_t* x = image + j * taps.step;
     for (int64_t i = 0; i < taps.length; ++i, x += kQuadBytes, weights += kQuadBytes) {
-      JAXQ_UNROLL
-      for (int v = 0; v < 4; ++v) {
-        const I32 w = load_bytes(weights + v * kWidth);
-        JAXQ_UNROLL
-        for (int t = 0; t < kCount; ++t) acc[t][v] = dot4(acc[t][v], load_bytes(x + t * step + v * kWidth), w);
-      }
+      each<4>([&](auto v) JAXQ_INLINE {
+        Vectors<kLines> w;
+        each<kLines>([&](auto l) JAXQ_INLINE {
+          at<l.value>(w) = load_bytes(weights + l.value * next + v.value * kWidth);
+          keep(at<l.value>(w));
+        });
+        each<kCount>([&](auto t) JAXQ_INLINE {
+          const I32 pixel = load_bytes(x + t.value * step + v.value * kWidth);
+          each<kLines>([&](auto l) JAXQ_INLINE {
+            I32& sum = at<(l.value * kCount + t.value) * 4 + v.value>(acc);
+            sum = dot4(sum, pixel, at<l.value>(w));
+          });
+        });
+      });
     }
   }
-  JAXQ_UNROLL
-  for (int t = 0; t < kCount; ++t) {
-    int64_t at[kParts];
-    JAXQ_UNROLL
-    for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + t;
-    quads.finish(acc[t], at);
-  }
+  quads.template finish<kCount, kLines>(acc, targets, column);
 }
 
-template <int kCount, int kParts, bool kFull>
-void depthwise_line(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
-                    const Quads<kParts, kFull>& quads, const int64_t* rows, int64_t column, int64_t columns) {
+// From `column` on: kCount columns at a time, then those that are left.
+template <int kCount, int kLines, int kParts, bool kFull>
+void depthwise_lines(const uint8_t* image, int64_t step, const uint8_t* weights, int64_t next, const Taps& taps,
+                     const I32* start, const Quads<kParts, kFull>& quads, const Target<kParts>* targets, int64_t column,
+                     int64_t columns) {
   for (; column + kCount <= columns; column += kCount) {
-    int64_t at[kParts];
-    JAXQ_UNROLL
-    for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + column;
-    depthwise_columns<kCount, kParts, kFull>(image + column * step, step, weights, taps, start, quads, at);
+    depthwise_columns<kCount, kLines, kParts, kFull>(image + column * step, step, weights, next, taps, start, quads, targets,
+                                                     column);
   }
   if constexpr (kCount > 1) {
     if (column < columns) {
-      depthwise_line<kCount / 2, kParts, kFull>(image, step, weights, taps, start, quads, rows, column, columns);
+      depthwise_lines<kCount - 1, kLines, kParts, kFull>(image, step, weights, next, taps, start, quads, targets, column,
+                                                         columns);
     }
   }
 }
@@ -171,14 +171,22 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
         const int64_t from = end < begin ? begin : end;
         fill_bytes(image + from * column_bytes, (width - from) * column_bytes, flip_of(w.dtype));
       }
-      for (int64_t l = 0; l < part_lines; ++l) {
-        int64_t at[kParts];
-        JAXQ_UNROLL
-        for (int p = 0; p < kParts; ++p) {
-          at[p] = p * part_lines + l < count ? (line + p * part_lines + l) * w.out_width + column : -1;
+      const int64_t next = taps * kQuadBytes, pixel = w.stride_w * column_bytes;
+      for (int64_t l = 0; l < part_lines; l += 2) {
+        Target<kParts> targets[2];
+        for (int64_t i = 0; i < 2; ++i) {
+          for (int p = 0; p < kParts; ++p) {
+            const bool exists = l + i < part_lines && p * part_lines + l + i < count;
+            targets[i].row[p] = exists ? (line + p * part_lines + l + i) * w.out_width + column : -1;
+          }
         }
-        depthwise_line<kColumns, kParts, kFull>(image, w.stride_w * column_bytes, weights + l * taps * kQuadBytes, runs, start,
-                                         quads, at, 0, columns);
+        if (l + 1 < part_lines) {
+          depthwise_lines<kColumnsOfTwo, 2, kParts, kFull>(image, pixel, weights + l * next, next, runs, start, quads, targets,
+                                                           0, columns);
+        } else {
+          depthwise_lines<kColumns, 1, kParts, kFull>(image, pixel, weights + l * next, next, runs, start, quads, targets, 0,
+                                                      columns);
+        }
       }
     }
     quads.look_up_rows(line * w.out_width, count * w.out_width);
