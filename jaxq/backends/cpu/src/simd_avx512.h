@@ -48,6 +48,8 @@ inline I32 widen_s8(const uint8_t* p, int64_t n) {
 inline I32 widen_u8(const uint8_t* p, int64_t n) {
   return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p));
 }
+inline I32 widen_s8(const uint8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline I32 widen_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 // The first n lanes, which hold values of that type, as bytes.
 inline void store_bytes(uint8_t* p, I32 x, int64_t n) {
   _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(x));
