@@ -11,53 +11,53 @@ namespace JAXQ_ISA {
 constexpr int64_t kQuadBytes = 4 * kWidth;  // 4 vectors: kWidth channels of 4 rows
 constexpr int64_t kImageScratch = 32768, kWeightScratch = 16384, kMostGroups = 16, kMostLines = 4;
 
-// Taps of the kernel: `columns` x `groups` of 4 rows, the columns `step` bytes apart in the scratch.
+// Taps of the kernel, 4 rows each, in the scratch: `runs` of `length` that lie one after another, `step` bytes apart.
 struct Taps {
-  int64_t columns, groups, step;
+  int64_t runs, length, step;
 };
 
-// kCount columns of a line of output.
-template <int kCount, int kParts>
-void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
-                       const Quads<kParts>& quads, const int64_t* rows) {
-  I32 acc[kCount][4];
-  JAXQ_UNROLL
-  for (int t = 0; t < kCount; ++t) {
-    JAXQ_UNROLL
-    for (int v = 0; v < 4; ++v) acc[t][v] = start[v];
-  }
-  for (int64_t j = 0; j < taps.columns; ++j) {
+// kCount columns of kLines lines of output, which read the same pixels with weights `next` bytes apart.
+template <int kCount, int kLines, int kParts, bool kFull>
+void depthwise_columns(const uint8_t* image, int64_t step, const uint8_t* weights, int64_t next, const Taps& taps,
+                       const I32* start, const Quads<kParts, kFull>& quads, const Target<kParts>* targets,
+                       int64_t column) {
+  Vectors<kLines * kCount * 4> acc;
+  each<kLines * kCount * 4>([&](auto i) JAXQ_INLINE { at<i.value>(acc) = start[i.value % 4]; });
+  for (int64_t j = 0; j < taps.runs; ++j) {
     const uint8_t* x = image + j * taps.step;
-    for (int64_t g = 0; g < taps.groups; ++g, x += kQuadBytes, weights += kQuadBytes) {
-      JAXQ_UNROLL
-      for (int v = 0; v < 4; ++v) {
-        const I32 w = load_bytes(weights + v * kWidth);
-        JAXQ_UNROLL
-        for (int t = 0; t < kCount; ++t) acc[t][v] = dot4(acc[t][v], load_bytes(x + t * step + v * kWidth), w);
-      }
+    for (int64_t i = 0; i < taps.length; ++i, x += kQuadBytes, weights += kQuadBytes) {
+      each<4>([&](auto v) JAXQ_INLINE {
+        Vectors<kLines> w;
+        each<kLines>([&](auto l) JAXQ_INLINE {
+          at<l.value>(w) = load_bytes(weights + l.value * next + v.value * kWidth);
+          keep(at<l.value>(w));
+        });
+        each<kCount>([&](auto t) JAXQ_INLINE {
+          const I32 pixel = load_bytes(x + t.value * step + v.value * kWidth);
+          each<kLines>([&](auto l) JAXQ_INLINE {
+            I32& sum = at<(l.value * kCount + t.value) * 4 + v.value>(acc);
+            sum = dot4(sum, pixel, at<l.value>(w));
+          });
+        });
+      });
     }
   }
-  JAXQ_UNROLL
-  for (int t = 0; t < kCount; ++t) {
-    int64_t at[kParts];
-    JAXQ_UNROLL
-    for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + t;
-    quads.finish(acc[t], at);
-  }
+  quads.template finish<kCount, kLines>(acc, targets, column);
 }
 
-template <int kCount, int kParts>
-void depthwise_line(const uint8_t* image, int64_t step, const uint8_t* weights, const Taps& taps, const I32* start,
-                    const Quads<kParts>& quads, const int64_t* rows, int64_t column, int64_t columns) {
+// From `column` on: kCount columns at a time, then those that are left.
+template <int kCount, int kLines, int kParts, bool kFull>
+void depthwise_lines(const uint8_t* image, int64_t step, const uint8_t* weights, int64_t next, const Taps& taps,
+                     const I32* start, const Quads<kParts, kFull>& quads, const Target<kParts>* targets, int64_t column,
+                     int64_t columns) {
   for (; column + kCount <= columns; column += kCount) {
-    int64_t at[kParts];
-    JAXQ_UNROLL
-    for (int p = 0; p < kParts; ++p) at[p] = rows[p] < 0 ? -1 : rows[p] + column;
-    depthwise_columns<kCount, kParts>(image + column * step, step, weights, taps, start, quads, at);
+    depthwise_columns<kCount, kLines, kParts, kFull>(image + column * step, step, weights, next, taps, start, quads, targets,
+                                                     column);
   }
   if constexpr (kCount > 1) {
     if (column < columns) {
-      depthwise_line<kCount / 2, kParts>(image, step, weights, taps, start, quads, rows, column, columns);
+      depthwise_lines<kCount - 1, kLines, kParts, kFull>(image, step, weights, next, taps, start, quads, targets, column,
+                                                         columns);
     }
   }
 }
@@ -66,8 +66,35 @@ void depthwise_line(const uint8_t* image, int64_t step, const uint8_t* weights, 
 inline uint8_t flip_of(DType dtype) { return (dtype == DType::s8 ? kTakesSigned : kTakesUnsigned) ? 0 : 0x80; }
 inline int32_t correction_of(DType dtype) { return !flip_of(dtype) ? 0 : dtype == DType::s8 ? -1 : 1; }
 
-// n <= kWidth / kParts channels from `channel` on; `packed` starts with them.
-template <int kParts>
+// Columns [begin, end) of 4 rows, of which the first is column `left` of the image.
+template <int kParts, bool kFull>
+JAXQ_INLINE inline void interleave_line(const uint8_t* const (*row)[kParts], const int64_t (*step)[kParts],
+                                        int64_t left, int64_t begin, int64_t end, int64_t n, I32 flip, uint8_t* to,
+                                        int64_t column_bytes) {
+  const int64_t count = kFull ? kWidth / kParts : n;
+  const uint8_t* from[4][kParts];
+  JAXQ_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    JAXQ_UNROLL
+    for (int p = 0; p < kParts; ++p) from[i][p] = row[i][p] + (left + begin) * step[i][p];
+  }
+  to += begin * column_bytes;
+  for (int64_t x = begin; x < end; ++x, to += column_bytes) {
+    I32 r[4], quad[4];
+    JAXQ_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      r[i] = bit_xor(load_parts<kParts>(from[i], count), flip);
+      JAXQ_UNROLL
+      for (int p = 0; p < kParts; ++p) from[i][p] += step[i][p];
+    }
+    interleave(r[0], r[1], r[2], r[3], quad);
+    JAXQ_UNROLL
+    for (int v = 0; v < 4; ++v) put_bytes(to + v * kWidth, quad[v]);
+  }
+}
+
+// n <= kWidth / kParts channels from `channel` on, exactly so many if kFull; `packed` starts with them.
+template <int kParts, bool kFull>
 void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, int64_t n, const Epilogue& e,
                      int64_t first, int64_t last) {
   const int64_t groups = round_up(w.kernel_h, 4) / 4, taps = w.kernel_w * groups;
@@ -107,12 +134,14 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
     for (int p = 0; p < kParts; ++p) parts[p] = packed + (taps * 4 + v) * 64;
     start[v] = mul(load_parts<kParts>(parts, kWidth / kParts), all(correction_of(w.dtype)));
   }
+  const bool together = w.dilation_w == 1;
+  const Taps runs = {together ? 1 : w.kernel_w, together ? taps : groups, w.dilation_w * column_bytes};
   const I32 flip = splat(flip_of(w.dtype));
-  const Quads<kParts> quads(e, channel, n);
+  const Quads<kParts, kFull> quads(e, channel, n);
 
   const uint8_t nothing[kWidth] = {};
   const uint8_t* row[4 * kMostGroups][kParts];
-  int64_t inside[4 * kMostGroups][kParts];  // all ones, or 0: the row is outside of the image, all columns are the same
+  int64_t step[4 * kMostGroups][kParts];  // of a pixel; 0 for a row outside of the image
   for (int64_t line = first; line < last;) {
     const int64_t number = line / w.out_height, y = line % w.out_height;
     int64_t count = lines * kParts;
@@ -125,46 +154,51 @@ void depthwise_block(const Window& w, const uint8_t* packed, int64_t channel, in
         const int64_t at = (y + p * part_lines) * w.stride_h - w.pad_top + i * w.dilation_h;
         const bool is_inside = i < rows && p * part_lines < count && at >= 0 && at < w.height;
         row[i][p] = is_inside ? w.x + (number * w.height + at) * w.width * w.stride + channel : nothing;
-        inside[i][p] = is_inside ? -1 : 0;
+        step[i][p] = is_inside ? w.stride : 0;
       }
     }
     for (int64_t column = 0; column < w.out_width; column += columns_at_once) {
       const int64_t columns = w.out_width - column < columns_at_once ? w.out_width - column : columns_at_once;
       const int64_t left = column * w.stride_w - w.pad_left, width = (columns - 1) * w.stride_w + span;
-      uint8_t* to = image;
-      for (int64_t x = left; x < left + width; ++x) {
-        if (x < 0 || x >= w.width) {
-          for (int64_t i = 0; i < groups * 4; ++i, to += kWidth) put_bytes(to, flip);
-          continue;
-        }
-        const int64_t offset = x * w.stride;
-        for (int64_t g = 0; g < groups; ++g, to += kQuadBytes) {
-          I32 r[4], quad[4];
-          for (int64_t i = 0; i < 4; ++i) {
-            const uint8_t* parts[kParts];
-            JAXQ_UNROLL
-            for (int p = 0; p < kParts; ++p) parts[p] = row[g * 4 + i][p] + (offset & inside[g * 4 + i][p]);
-            r[i] = bit_xor(load_parts<kParts>(parts, n), flip);
-          }
-          interleave(r[0], r[1], r[2], r[3], quad);
-          JAXQ_UNROLL
-          for (int v = 0; v < 4; ++v) put_bytes(to + v * kWidth, quad[v]);
-        }
+      const int64_t begin = left < 0 ? (-left < width ? -left : width) : 0;
+      const int64_t end = w.width - left < width ? w.width - left : width;
+      fill_bytes(image, begin * column_bytes, flip_of(w.dtype));
+      for (int64_t g = 0; g < groups; ++g) {
+        interleave_line<kParts, kFull>(row + 4 * g, step + 4 * g, left, begin, end, n, flip, image + g * kQuadBytes,
+                                       column_bytes);
       }
-      for (int64_t l = 0; l < part_lines; ++l) {
-        int64_t at[kParts];
-        JAXQ_UNROLL
-        for (int p = 0; p < kParts; ++p) {
-          at[p] = p * part_lines + l < count ? (line + p * part_lines + l) * w.out_width + column : -1;
+      if (end < width) {
+        const int64_t from = end < begin ? begin : end;
+        fill_bytes(image + from * column_bytes, (width - from) * column_bytes, flip_of(w.dtype));
+      }
+      const int64_t next = taps * kQuadBytes, pixel = w.stride_w * column_bytes;
+      for (int64_t l = 0; l < part_lines; l += 2) {
+        Target<kParts> targets[2];
+        for (int64_t i = 0; i < 2; ++i) {
+          for (int p = 0; p < kParts; ++p) {
+            const bool exists = l + i < part_lines && p * part_lines + l + i < count;
+            targets[i].row[p] = exists ? (line + p * part_lines + l + i) * w.out_width + column : -1;
+          }
         }
-        const Taps shape = {w.kernel_w, groups, w.dilation_w * column_bytes};
-        depthwise_line<kColumns, kParts>(image, w.stride_w * column_bytes, weights + l * taps * kQuadBytes, shape, start,
-                                         quads, at, 0, columns);
+        if (l + 1 < part_lines) {
+          depthwise_lines<kColumnsOfTwo, 2, kParts, kFull>(image, pixel, weights + l * next, next, runs, start, quads, targets,
+                                                           0, columns);
+        } else {
+          depthwise_lines<kColumns, 1, kParts, kFull>(image, pixel, weights + l * next, next, runs, start, quads, targets, 0,
+                                                      columns);
+        }
       }
     }
     quads.look_up_rows(line * w.out_width, count * w.out_width);
     line += count;
   }
+}
+
+template <int kParts>
+inline void depthwise_of(const Window& w, const uint8_t* packed, int64_t channel, int64_t n, const Epilogue& e,
+                         int64_t first, int64_t last) {
+  if (n == kWidth / kParts) return depthwise_block<kParts, true>(w, packed, channel, n, e, first, last);
+  depthwise_block<kParts, false>(w, packed, channel, n, e, first, last);
 }
 
 // Kernels too large for the scratch.
@@ -209,17 +243,17 @@ inline void depthwise(const Window& w, const uint8_t* packed, const Epilogue& e,
       const uint8_t* from = packed + c / 16 * 16;
       if constexpr (kWidth >= 64) {
         if (n <= 16) {
-          depthwise_block<4>(w, from, channel + c, n, e, first, last);
+          depthwise_of<4>(w, from, channel + c, n, e, first, last);
           continue;
         }
       }
       if constexpr (kWidth >= 32) {
         if (n <= kWidth / 2) {
-          depthwise_block<2>(w, from, channel + c, n, e, first, last);
+          depthwise_of<2>(w, from, channel + c, n, e, first, last);
           continue;
         }
       }
-      depthwise_block<1>(w, from, channel + c, n, e, first, last);
+      depthwise_of<1>(w, from, channel + c, n, e, first, last);
     }
   }
 }

@@ -35,11 +35,21 @@ inline F32 residual_of(const Epilogue& e, int64_t row, int64_t at, int64_t n) {
 
 enum class Residual { none, s8, u8, other };
 
+// n <= kLanes bytes, exactly so many if kFull.
+template <bool kFull>
+JAXQ_INLINE inline I32 widened(const uint8_t* p, DType dtype, int64_t n) {
+  if constexpr (kFull) return dtype == DType::s8 ? widen_s8(p) : widen_u8(p);
+  return dtype == DType::s8 ? widen_s8(p, n) : widen_u8(p, n);
+}
+
 // Accumulators in memory, `ld` apart.
 struct InMemory {
   const int32_t* acc;
   int64_t ld;
-  I32 operator()(int64_t row, int64_t channel, int64_t /*n*/) const { return load(acc + row * ld + channel); }
+  template <bool kFull>
+  I32 get(int64_t row, int64_t channel, int64_t /*n*/) const {
+    return load(acc + row * ld + channel);
+  }
 };
 
 // kVectors vectors of channels (c of the source's, channel + c of the output's), of 4 / kVectors rows at a time.
@@ -78,12 +88,12 @@ void finish_bytes(const Source& source, const Epilogue& e, int64_t row, int64_t 
       JAXQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const int64_t count = kFull ? kLanes : counts[v];
-        F32 y = add(mul(to_float(source(this_row, c + v * kLanes, count)), multiplier[v]), bias[v]);
+        F32 y = add(mul(to_float(source.template get<kFull>(this_row, c + v * kLanes, count)), multiplier[v]), bias[v]);
         if constexpr (residual == Residual::other) {
           y = add(y, mul(residual_of(e, row + this_row, at + v * kLanes, count), factor));
         } else if constexpr (residual != Residual::none) {
           const uint8_t* p = residual_row(e, row + this_row) + at + v * kLanes;
-          y = add(y, mul(to_float(residual == Residual::s8 ? widen_s8(p, count) : widen_u8(p, count)), factor));
+          y = add(y, mul(to_float(widened<kFull>(p, residual == Residual::s8 ? DType::s8 : DType::u8, count)), factor));
         }
         q[i * kVectors + v] = round(min(y, largest));
       }
@@ -115,7 +125,7 @@ void finish_floats(const Source& source, const Epilogue& e, int64_t row, int64_t
     const F32 multiplier = load(e.multiplier + at, count), bias = load(e.bias + at, count);
     const F32 lo = load(e.lo + at, count), hi = load(e.hi + at, count), factor = all(e.residual_multiplier);
     for (int64_t r = 0; r < rows; ++r) {
-      F32 y = add(mul(to_float(source(r, c, count)), multiplier), bias);
+      F32 y = add(mul(to_float(source.template get<false>(r, c, count)), multiplier), bias);
       if (e.residual) y = add(y, mul(residual_of(e, row + r, at, count), factor));
       y = min(hi, max(lo, y));  // NaN stays
       store(reinterpret_cast<float*>(e.out + (row + r) * e.out_stride) + at, y, count);
@@ -123,7 +133,7 @@ void finish_floats(const Source& source, const Epilogue& e, int64_t row, int64_t
   }
 }
 
-// The accumulators source(row, channel, n) give vectors of, to the rows from `row` on and the channels from `channel`
+// The accumulators that source.get(row, channel, n) gives vectors of, to the rows from `row` on and the channels from `channel`
 // on. A source counts both from 0; it may be asked for whole vectors up to n rounded up to 16.
 template <class Source>
 void finish(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
@@ -161,7 +171,11 @@ void finish(const Source& source, const Epilogue& e, int64_t row, int64_t rows, 
   }
   if (e.table) {
     uint8_t* out = e.out + row * e.out_stride + channel;
-    look_up(out, e.out_stride, out, e.out_stride, rows, n, e.table);
+    if (e.out_stride == n) {
+      look_up(out, 0, out, 0, 1, rows * n, e.table);
+    } else {
+      look_up(out, e.out_stride, out, e.out_stride, rows, n, e.table);
+    }
   }
 }
 

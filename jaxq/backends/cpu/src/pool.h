@@ -5,7 +5,7 @@ namespace jaxq {
 namespace JAXQ_ISA {
 
 // Adds rows of n <= kWidth bytes to accumulators in quad order.
-inline void add_rows(const uint8_t* const* rows, int64_t count, int64_t n, I32 flip, I32* acc) {
+inline void add_rows(const uint8_t* const* rows, int64_t count, int64_t n, I32 flip, Vectors<4>& acc) {
   const I32 ones = splat(1);
   for (int64_t i = 0; i < count; i += 4) {
     I32 r[4], quad[4];
@@ -14,8 +14,7 @@ inline void add_rows(const uint8_t* const* rows, int64_t count, int64_t n, I32 f
       r[k] = i + k < count ? bit_xor(load_parts<1>(rows + i + k, n), flip) : zero();
     }
     interleave(r[0], r[1], r[2], r[3], quad);
-    JAXQ_UNROLL
-    for (int v = 0; v < 4; ++v) acc[v] = dot4(acc[v], quad[v], ones);
+    each<4>([&](auto v) JAXQ_INLINE { at<v.value>(acc) = dot4(at<v.value>(acc), quad[v.value], ones); });
   }
 }
 
@@ -28,7 +27,7 @@ inline void sum(const Sum& s, const Epilogue& e, int64_t first, int64_t last) {
     const int64_t n = s.channels - channel < kWidth ? s.channels - channel : kWidth;
     const Quads<1> quads(e, channel, n);
     for (int64_t row = first; row < last; ++row) {
-      I32 acc[4] = {start, start, start, start};
+      Vectors<4> acc = {start, {start, {start, {start, {}}}}};
       const uint8_t* x = s.x + row * s.terms * s.stride + channel;
       for (int64_t begin = 0; begin < s.terms; begin += kRowsAtOnce) {
         const int64_t count = s.terms - begin < kRowsAtOnce ? s.terms - begin : kRowsAtOnce;
@@ -36,7 +35,8 @@ inline void sum(const Sum& s, const Epilogue& e, int64_t first, int64_t last) {
         for (int64_t i = 0; i < count; ++i) rows[i] = x + (begin + i) * s.stride;
         add_rows(rows, count, n, flip, acc);
       }
-      quads.finish(acc, &row);
+      const Target<1> target = {{row}};
+        quads.template finish<1, 1>(acc, &target, 0);
     }
     quads.look_up_rows(first, last - first);
   }
@@ -77,7 +77,7 @@ inline void sum_pool(const Window& w, const Epilogue& e, int64_t first, int64_t 
       for (int64_t column = 0; column < w.out_width; ++column) {
         const Inside taps(w, line / w.out_height, line % w.out_height, column);
         const I32 start = all(static_cast<int32_t>(correction_of(w.dtype) * 128 * taps.rows * taps.columns));
-        I32 acc[4] = {start, start, start, start};
+        Vectors<4> acc = {start, {start, {start, {start, {}}}}};
         const uint8_t* rows[kRowsAtOnce];
         int64_t count = 0;
         for (int64_t i = 0; i < taps.rows; ++i) {
@@ -91,7 +91,8 @@ inline void sum_pool(const Window& w, const Epilogue& e, int64_t first, int64_t 
         }
         add_rows(rows, count, n, flip, acc);
         const int64_t row = line * w.out_width + column;
-        quads.finish(acc, &row);
+        const Target<1> target = {{row}};
+        quads.template finish<1, 1>(acc, &target, 0);
       }
     }
     quads.look_up_rows(first * w.out_width, (last - first) * w.out_width);

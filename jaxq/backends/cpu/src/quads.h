@@ -4,10 +4,18 @@
 namespace jaxq {
 namespace JAXQ_ISA {
 
-// n <= kWidth / kParts channels from `channel` on, beside one another kParts times.
+// Rows of the output, one for each part, and those that follow them.
 template <int kParts>
+struct Target {
+  int64_t row[kParts];  // below 0: a part that is not written
+};
+
+// n <= kWidth / kParts channels from `channel` on, exactly so many if kFull, beside one another kParts times.
+template <int kParts, bool kFull = false>
 class Quads {
  public:
+  static constexpr int64_t kPart = kWidth / kParts;
+
   Quads(const Epilogue& e, int64_t channel, int64_t n)
       : e_(e), channel_(channel), n_(n), signed_(is_signed(e)), simple_(!e.residual && e.out_dtype != DType::f32) {
     if (!simple_) return;
@@ -15,25 +23,29 @@ class Quads {
     fill(bias_, e.bias);
     lo_ = bounds(e.lo);
     hi_ = bounds(e.hi);
+    F32 most = all(0.0f);
+    for (int v = 0; v < 4; ++v) {
+      const F32 m = load(multiplier_ + v * kLanes), b = load(bias_ + v * kLanes);
+      most = max(most, add(mul(max(m, sub(all(0.0f), m)), all(2147483648.0f)), max(b, sub(all(0.0f), b))));
+    }
+    bounded_ = largest(most) <= kLargest;
   }
 
-  // Accumulators to kParts rows of the output; a row below 0 is not written. Values that have a table are looked up
-  // by the caller, many at once, with look_up_rows().
-  void finish(const I32* acc, const int64_t* rows) const {
-    if (!simple_) return finish_in_order(acc, rows);
-    alignas(64) uint8_t nowhere[kWidth];
-    uint8_t* out[kParts];
-    JAXQ_UNROLL
-    for (int p = 0; p < kParts; ++p) out[p] = rows[p] < 0 ? nowhere : e_.out + rows[p] * e_.out_stride + channel_;
-    I32 q[4];
-    JAXQ_UNROLL
-    for (int v = 0; v < 4; ++v) {
-      const F32 y = add(mul(to_float(acc[v]), load(multiplier_ + v * kLanes)), load(bias_ + v * kLanes));
-      q[v] = round(min(y, all(kLargest)));
+  // kLines * kCount times accumulators to `kCount` rows each of `kLines` targets, from the row `offset` behind it on.
+  // Values that have a table are looked up by the caller, many at once, with look_up_rows().
+  template <int kCount, int kLines>
+  JAXQ_INLINE void finish(Vectors<kLines * kCount * 4>& acc, const Target<kParts>* targets, int64_t offset) const {
+    if (!simple_) return finish_in_order<kCount, kLines>(acc, targets, offset);
+    if (bounded_) {
+      round_all<kLines * kCount, true>(acc);
+    } else {
+      round_all<kLines * kCount, false>(acc);
     }
-    const I32 bytes = signed_ ? min_s8(max_s8(quads_to_s8(q[0], q[1], q[2], q[3]), lo_), hi_)
-                              : min_u8(max_u8(quads_to_u8(q[0], q[1], q[2], q[3]), lo_), hi_);
-    store_parts<kParts>(out, bytes, n_);
+    if (signed_) {
+      store_all<kCount, kLines, true>(acc, targets, offset);
+    } else {
+      store_all<kCount, kLines, false>(acc, targets, offset);
+    }
   }
 
   void look_up_rows(int64_t row, int64_t rows) const {
@@ -43,8 +55,6 @@ class Quads {
   }
 
  private:
-  static constexpr int64_t kPart = kWidth / kParts;
-
   // In order, repeated, with 0 beyond n; `to` in quad order.
   void fill(float* to, const float* from) const {
     for (int64_t v = 0; v < 4; ++v) {
@@ -64,22 +74,64 @@ class Quads {
     return signed_ ? quads_to_s8(q[0], q[1], q[2], q[3]) : quads_to_u8(q[0], q[1], q[2], q[3]);
   }
 
-  void finish_in_order(const I32* acc, const int64_t* rows) const {
-    alignas(64) int32_t in_quads[kWidth], ordered[kWidth];
-    JAXQ_UNROLL
-    for (int v = 0; v < 4; ++v) store(in_quads + v * kLanes, acc[v]);
-    for (int64_t v = 0; v < 4; ++v) {
-      for (int64_t i = 0; i < kLanes; ++i) ordered[i / 4 * 16 + v * 4 + i % 4] = in_quads[v * kLanes + i];
-    }
-    JAXQ_UNROLL
-    for (int p = 0; p < kParts; ++p) {
-      if (rows[p] >= 0) epilogue(ordered + p * kPart, kWidth, e_, rows[p], 1, channel_, n_);
+  template <int n, bool kBounded>
+  JAXQ_INLINE void round_all(Vectors<n * 4>& acc) const {
+    each<4>([&](auto v) JAXQ_INLINE {
+      const F32 multiplier = load(multiplier_ + v.value * kLanes), bias = load(bias_ + v.value * kLanes);
+      each<n>([&](auto i) JAXQ_INLINE {
+        I32& x = at<i.value * 4 + v.value>(acc);
+        const F32 y = add(mul(to_float(x), multiplier), bias);
+        x = round(kBounded ? y : min(y, all(kLargest)));
+      });
+    });
+  }
+
+  template <int kCount, int kLines, bool kSigned>
+  JAXQ_INLINE void store_all(Vectors<kLines * kCount * 4>& acc, const Target<kParts>* targets, int64_t offset) const {
+    alignas(64) uint8_t nowhere[kParts > 1 ? kWidth : 1];
+    const int64_t stride = e_.out_stride;
+    each<kLines>([&](auto l) JAXQ_INLINE {
+      uint8_t* out[kParts];
+      int64_t step[kParts];
+      JAXQ_UNROLL
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t row = targets[l.value].row[p];
+        const bool written = kParts == 1 || row >= 0;
+        out[p] = written ? e_.out + (row + offset) * stride + channel_ : nowhere;
+        step[p] = written ? stride : 0;
+      }
+      each<kCount>([&](auto t) JAXQ_INLINE {
+        constexpr int i = (l.value * kCount + t.value) * 4;
+        const I32 a = at<i>(acc), b = at<i + 1>(acc), c = at<i + 2>(acc), d = at<i + 3>(acc);
+        const I32 bytes = kSigned ? min_s8(max_s8(quads_to_s8(a, b, c, d), lo_), hi_)
+                                  : min_u8(max_u8(quads_to_u8(a, b, c, d), lo_), hi_);
+        store_parts<kParts>(out, bytes, kFull ? kPart : n_);
+        JAXQ_UNROLL
+        for (int p = 0; p < kParts; ++p) out[p] += step[p];
+      });
+    });
+  }
+
+  template <int kCount, int kLines>
+  void finish_in_order(const Vectors<kLines * kCount * 4>& acc, const Target<kParts>* targets, int64_t offset) const {
+    alignas(64) int32_t in_quads[kLines * kCount * kWidth], ordered[kWidth];
+    each<kLines * kCount * 4>([&](auto i) JAXQ_INLINE { store(in_quads + i.value * kLanes, at<i.value>(acc)); });
+    for (int64_t t = 0; t < kLines * kCount; ++t) {
+      for (int64_t v = 0; v < 4; ++v) {
+        for (int64_t i = 0; i < kLanes; ++i) {
+          ordered[i / 4 * 16 + v * 4 + i % 4] = in_quads[t * kWidth + v * kLanes + i];
+        }
+      }
+      for (int p = 0; p < kParts; ++p) {
+        const int64_t row = targets[t / kCount].row[p];
+        if (row >= 0) epilogue(ordered + p * kPart, kWidth, e_, row + offset + t % kCount, 1, channel_, n_);
+      }
     }
   }
 
   const Epilogue& e_;
   int64_t channel_, n_;
-  bool signed_, simple_;
+  bool signed_, simple_, bounded_ = false;
   alignas(64) float multiplier_[kWidth];
   alignas(64) float bias_[kWidth];
   I32 lo_, hi_;

@@ -36,5 +36,14 @@ JAXQ_INLINE inline I32& at(Vectors<n>& v) {
   }
 }
 
+template <int i, int n>
+JAXQ_INLINE inline const I32& at(const Vectors<n>& v) {
+  if constexpr (i == 0) {
+    return v.first;
+  } else {
+    return at<i - 1>(v.rest);
+  }
+}
+
 }  // namespace JAXQ_ISA
 }  // namespace jaxq

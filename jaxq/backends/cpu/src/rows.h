@@ -12,19 +12,16 @@ struct Products {
   const Elementwise& op;
   int64_t first;
 
-  I32 operator()(int64_t row, int64_t channel, int64_t n) const {
+  template <bool kFull>
+  I32 get(int64_t row, int64_t channel, int64_t n) const {
     row += first;
-    const I32 x = widen(op.x + row * op.x_stride + channel, op.x_dtype, n);
+    const I32 x = widened<kFull>(op.x + row * op.x_stride + channel, op.x_dtype, n);
     if constexpr (!kHasY) return x;
     if (op.y_repeat != 1) row /= op.y_repeat;
     if (row >= op.y_period) row %= op.y_period;
     const uint8_t* y = op.y + row * op.y_stride;
-    if (op.y_step) return mul(x, widen(y + channel, op.y_dtype, n));
+    if (op.y_step) return mul(x, widened<kFull>(y + channel, op.y_dtype, n));
     return mul(x, all(op.y_dtype == DType::s8 ? static_cast<int32_t>(*reinterpret_cast<const int8_t*>(y)) : *y));
-  }
-
-  static I32 widen(const uint8_t* p, DType dtype, int64_t n) {
-    return dtype == DType::s8 ? widen_s8(p, n) : widen_u8(p, n);
   }
 };
 

@@ -19,13 +19,17 @@ constexpr int kWidth = 4 * kLanes;  // bytes of a vector
 constexpr int kWide = 3, kFewRows = 3, kManyBlocks = 8;
 constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 9 : 12; }
 constexpr int kPeakChains = 12;
-// Output columns of a depthwise convolution whose accumulators (4 vectors each) stay in registers.
-constexpr int kColumns = 4;
+// Columns of one line, and of two, of the output of a depthwise convolution whose accumulators (4 vectors each) stay in
+// registers.
+constexpr int kColumns = 6, kColumnsOfTwo = 3;
 using I32 = __m512i;
 using F32 = __m512;
 
 inline __mmask16 first(int64_t n) { return n >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1); }
 inline __mmask64 first_bytes(int64_t n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
+
+// Makes the compiler hold x in a register, where it would rather load it again with every use.
+inline void keep(I32& x) { asm("" : "+v"(x)); }
 
 inline I32 zero() { return _mm512_setzero_si512(); }
 inline I32 all(int32_t x) { return _mm512_set1_epi32(x); }
@@ -44,6 +48,8 @@ inline I32 widen_s8(const uint8_t* p, int64_t n) {
 inline I32 widen_u8(const uint8_t* p, int64_t n) {
   return _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p));
 }
+inline I32 widen_s8(const uint8_t* p) { return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline I32 widen_u8(const uint8_t* p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 // The first n lanes, which hold values of that type, as bytes.
 inline void store_bytes(uint8_t* p, I32 x, int64_t n) {
   _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(x));
