@@ -1,10 +1,10 @@
 """The backend for CPUs with int8 dot instructions: C++ kernels in an optional shared library, called through `jax.ffi`.
 
-    regions.py, takes.py   which nodes become one call
-    program.py, views.py   what the call does, and where its values lie
-    packing.py             weights in the kernels' form
-    call.py                the call as a JAX function
-    library.py, src/       the library
+regions.py, takes.py   which nodes become one call
+program.py, views.py   what the call does, and where its values lie
+packing.py             weights in the kernels' form
+call.py                the call as a JAX function
+library.py, src/       the library
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,17 @@ from jaxq.backends.cpu.library import available, isa, isas, peak, tell_if_missin
 from jaxq.backends.cpu.packing import PackedWeight
 from jaxq.backends.cpu.program import packed_weights
 from jaxq.backends.cpu.regions import gather
-from jaxq.graph.node import Graph
+from jaxq.graph.node import Graph, Node
 
-__all__ = ["available", "gather", "isa", "isas", "lower", "pack", "peak", "tell_if_missing"]
+__all__ = ["available", "gather", "is_bound", "isa", "isas", "lower", "pack", "peak", "tell_if_missing"]
 
 # Its targets are known to XLA before anything is traced; this costs one dlopen and starts no backend of JAX.
 library.load()
+
+
+def is_bound(region: Node) -> bool:
+    """Whether all its sizes are numbers."""
+    return all(isinstance(dim, int) for node in region.attrs["body"].all_nodes for dim in node.aval.shape)
 
 
 def pack(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,22 +9,17 @@ transposes and most concatenations free: whoever reads or writes the value strid
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from math import prod
 
 import numpy as np
 
 from jaxq.backends.cpu.packing import Form
 from jaxq.backends.cpu.takes import MOVES
-from jaxq.backends.cpu.views import Arena, Broadcast, Storage, View
+from jaxq.backends.cpu.values import Field, Values
+from jaxq.backends.cpu.views import Broadcast, View
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
 VERSION = 1
-_KINDS = (
-    *("convolution", "depthwise", "matrix_product", "elementwise", "max_pool", "sum_pool", "sum", "table"),
-    *("quantize", "dequantize", "softmax", "layer_norm", "copy"),
-)
-_KIND = {name: i for i, name in enumerate(_KINDS)}
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -52,161 +47,30 @@ def packed_weights(body: Graph) -> dict[int, Form]:
     return {index[node.operand("weight")]: Form.of(node) for node in body.nodes if node.op in ("conv", "dot")}
 
 
-# What an operation has read: a value, encoded when the arena is laid out.
-_Field = int | View
-
-
-class _Encoder:
+class _Encoder(Values):
     def __init__(self, body: Graph) -> None:
-        self.body = body
-        self.views: dict[Node, View] = {}
-        self.operations: list[list[_Field]] = []
+        super().__init__(body)
         self.constants: list[float] = []
-        self.arena = Arena()
         self.work = 0
-        numbers = count(1)  # buffer 0 holds the constants
-        for node in body.inputs:
-            self.views[node] = self._buffer(next(numbers), node)
-        self.results = [self._buffer(next(numbers), node) for node in body.outputs]
-        self.buffers = next(numbers)
-
-    def _buffer(self, number: int, node: Node) -> View:
-        size = prod(node.aval.shape) * node.aval.dtype.itemsize
-        return View.dense(Storage(size, number), node.aval.shape, node.aval.dtype)
 
     def program(self) -> Program:
         for node in self.body.nodes:
             if node.op in ("input", "const"):
                 continue
             if node.op in MOVES:
-                self.views[node] = self._moved(node)
+                self.views[node] = self.moved(node)
             elif not self._is_part_of_next(node):
                 self._compute(node)
         for node, result in zip(self.body.outputs, self.results, strict=True):
             if self.views[node].storage is not result.storage:
-                self._copy(self.views[node], result)
-        size = self.arena.layout()
+                self.copy(self.views[node], result)
         helpers = 0 if self.work < _WORTH_HELP else 2**31
-        numbers = [VERSION, size, helpers, len(self.operations)]
-        for operation in self.operations:
-            for item in operation:
-                numbers += self._place(item) if isinstance(item, View) else [item]
+        operations, size = self.numbers()
+        numbers = [VERSION, size, helpers, len(self.operations), *operations]
         constants = np.asarray(self.constants or [0.0], np.float32)
         return Program(np.asarray(numbers, np.int64), constants, packed_weights(self.body))
 
-    def _place(self, view: View) -> tuple[int, int]:
-        storage = view.storage
-        number = self.buffers if storage.buffer is None else storage.buffer
-        return number, storage.offset + view.byte_offset
-
-    # --------------------------------------------------------------------------------------------------- where values lie
-
-    def _allocate(self, shape: Sequence[int], dtype: np.dtype) -> View:
-        storage = Storage(prod(shape) * dtype.itemsize)
-        self.arena.storages.append(storage)
-        return View.dense(storage, shape, dtype)
-
-    def _target(self, node: Node) -> View:
-        """The view that the node's value is to be written to."""
-        if node in self.views:
-            return self.views[node]
-        users = self.body.users[node]
-        if node in self.body.outputs:
-            target = self.results[self.body.outputs.index(node)]
-        elif len(users) == 1 and (inside := self._inside(node, users[0])) is not None:
-            target = inside
-        else:
-            target = self._allocate(node.aval.shape, node.aval.dtype)
-        self.views[node] = target
-        return target
-
-    def _inside(self, node: Node, user: Node) -> View | None:
-        """The node's place in its only user's value, if that is a concatenation of channels, or a transpose that its rows
-        can be strided over."""
-        if user.op == "concatenate" and user.attrs["dimension"] == len(user.aval.shape) - 1 and user.inputs.count(node) == 1:
-            whole = self._target(user)
-            widths = [source.aval.shape[-1] for source in user.inputs]
-            start = sum(widths[: user.inputs.index(node)])
-            limit = (*whole.shape[:-1], start + node.aval.shape[-1])
-            part = whole.slice((0,) * (len(limit) - 1) + (start,), limit, (1,) * len(limit))
-            return part if part.rows() is not None else None
-        if user.op == "transpose" and node.op == "matmul" and user.attrs["permutation"][-1] == len(node.aval.shape) - 1:
-            permutation = user.attrs["permutation"]
-            return self._target(user).transpose([permutation.index(i) for i in range(len(permutation))])
-        return None
-
-    def _moved(self, node: Node) -> View:
-        """The value of an op that moves values: a view of its operand where there is one, else a copy."""
-        if node.op == "concatenate":
-            return self._concatenated(node)
-        x = self.views[node.inputs[0]]
-        if node in self.views:  # its operand was written there
-            return self.views[node]
-        if node.op == "transpose":
-            return x.transpose(node.attrs["permutation"])
-        if node.op == "slice":
-            strides = node.attrs["strides"] or (1,) * len(x.shape)
-            return x.slice(node.attrs["start_indices"], node.attrs["limit_indices"], strides)
-        if node.op in ("reshape", "squeeze"):
-            view = x.reshape(node.aval.shape)
-            return self._dense(x).reshape(node.aval.shape) if view is None else view  # type: ignore[return-value]
-        return x
-
-    def _concatenated(self, node: Node) -> View:
-        whole = self._target(node)
-        start, axis = 0, node.attrs["dimension"]
-        for source in node.inputs:
-            limit = list(whole.shape)
-            low = [0] * len(limit)
-            low[axis], limit[axis] = start, start + source.aval.shape[axis]
-            part = whole.slice(low, limit, (1,) * len(limit))
-            here = self.views[source]
-            if here.storage is not part.storage or here.offset != part.offset:
-                self._copy(here, part)
-            start = limit[axis]
-        return whole
-
-    def _dense(self, view: View) -> View:
-        copy = self._allocate(view.shape, view.dtype)
-        self._copy(view, copy)
-        return copy
-
-    def _copy(self, source: View, target: View) -> None:
-        pieces = [(n, source.byte_stride(i), target.byte_stride(i)) for i, n in enumerate(source.shape) if n != 1]
-        axes: list[tuple[int, int, int]] = []  # axes that lie alike on both sides as one
-        for n, a, b in pieces:
-            if axes and axes[-1][1] == n * a and axes[-1][2] == n * b:
-                axes[-1] = (axes[-1][0] * n, a, b)
-            else:
-                axes.append((n, a, b))
-        itemsize = source.dtype.itemsize
-        if axes and axes[-1][1:] == (itemsize, itemsize):
-            itemsize *= axes.pop()[0]
-        if len(axes) > 5:
-            raise ValueError(f"a copy over {len(axes)} axes")
-        axes = [(1, 0, 0)] * (5 - len(axes)) + axes
-        self._emit("copy", *(axis[i] for i in range(3) for axis in axes), itemsize, source, target)
-
-    # ---------------------------------------------------------------------------------------------------------- operations
-
-    def _emit(self, kind: str, *fields: _Field) -> None:
-        now = len(self.operations)
-        for item in fields:
-            if isinstance(item, View):
-                item.storage.first = now if item.storage.first < 0 else item.storage.first
-                item.storage.last = now
-        self.operations.append([_KIND[kind], *fields])
-
-    def _rows(self, view: View) -> tuple[View, int, int]:
-        """The view, or a dense copy of it, with the number and the stride of its rows."""
-        rows = view.rows()
-        if rows is None:
-            view = self._dense(view)
-            rows = view.rows()
-            assert rows is not None
-        return view, *rows
-
-    def _floats(self, node: Node) -> tuple[_Field, ...]:
+    def _floats(self, node: Node) -> tuple[Field, ...]:
         """A float32 constant: one of the call's operands, or a scalar among the constants."""
         if node.op != "const":
             return (self.views[node],)
@@ -221,14 +85,14 @@ class _Encoder:
         else:
             self._by_rows(node)
 
-    def _epilogue(self, node: Node, residual: Sequence[_Field] | None = None) -> list[_Field]:
+    def _epilogue(self, node: Node, residual: Sequence[Field] | None = None) -> list[Field]:
         """The fields of the node's epilogue; its result is placed, as rows."""
-        fields: list[_Field] = []
+        fields: list[Field] = []
         for role in ("multiplier", "bias", "lo", "hi"):
             fields.append(self.views[node.operand(role)])
         fields += [self.views[node.operand("table")]] if node.get("table") is not None else _NONE
         fields += self._residual(node) if residual is None else residual
-        target = self._target(node)
+        target = self.target(node)
         rows = target.rows()
         if node.op == "matmul":
             stride = target.byte_stride(-2)
@@ -237,16 +101,16 @@ class _Encoder:
             stride = rows[1]
         return [*fields, target, _DTYPE[node.aval.dtype.name], stride]
 
-    def _residual(self, node: Node) -> list[_Field]:
+    def _residual(self, node: Node) -> list[Field]:
         residual = node.get("residual")
         if residual is None:
             return [*_NONE, 0, 0, 1, 1, 1, 0]
-        view, _, stride = self._rows(self.views[residual])
+        view, _, stride = self.rows(self.views[residual])
         how = Broadcast.of(residual.aval.shape, node.aval.shape)
         assert how is not None, node
         return [*self._residual_at(view, node), stride, how.repeat, how.period, how.step, self._factor(node)]
 
-    def _residual_at(self, view: View, node: Node) -> list[_Field]:
+    def _residual_at(self, view: View, node: Node) -> list[Field]:
         return [view, _DTYPE[node.operand("residual").aval.dtype.name]]
 
     @staticmethod
@@ -262,16 +126,16 @@ class _Encoder:
         weight = self.views[node.operand("weight")]
         self.work += prod(node.aval.shape) * prod(form.shape[:-1])
         epilogue = self._epilogue(node)
-        self._emit("depthwise" if form.depthwise else "convolution", *window, *groups, weight, *epilogue)
+        self.emit("depthwise" if form.depthwise else "convolution", *window, *groups, weight, *epilogue)
 
     def _dot(self, node: Node) -> None:
-        x, rows, stride = self._rows(self.views[node.operand("x")])
+        x, rows, stride = self.rows(self.views[node.operand("x")])
         depth = x.shape[-1]
         window = [rows, x, _DTYPE[x.dtype.name], 1, 1, depth, stride, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
         weight = self.views[node.operand("weight")]
         self.work += prod(node.aval.shape) * depth
         epilogue = self._epilogue(node)
-        self._emit("convolution", *window, 1, node.aval.shape[-1], weight, *epilogue)
+        self.emit("convolution", *window, 1, node.aval.shape[-1], weight, *epilogue)
 
     def _window(
         self,
@@ -281,18 +145,33 @@ class _Encoder:
         strides: Sequence[int],
         padding: Sequence[tuple[int, int]],
         dilation: Sequence[int],
-    ) -> list[_Field]:
+    ) -> list[Field]:
         """The fields of a window over x; one spatial axis is an image one pixel high."""
-        x, _, stride = self._rows(x)
+        x, _, stride = self.rows(x)
         images, *spatial, channels = x.shape
         one = [1] * (2 - len(kernel))
         out = node.aval.shape[1:-1]
         low = [pair[0] for pair in padding]
         none = [0] * len(one)
-        sizes = [*one, *spatial, channels, stride, *one, *kernel, *one, *strides, *none, *low, *one, *dilation, *one, *out]
+        sizes = [
+            *one,
+            *spatial,
+            channels,
+            stride,
+            *one,
+            *kernel,
+            *one,
+            *strides,
+            *none,
+            *low,
+            *one,
+            *dilation,
+            *one,
+            *out,
+        ]
         return [images, x, _DTYPE[x.dtype.name], *sizes]
 
-    def _pool_window(self, node: Node, attrs: dict) -> list[_Field]:
+    def _pool_window(self, node: Node, attrs: dict) -> list[Field]:
         inner = slice(1, -1)
         return self._window(
             node,
@@ -305,46 +184,46 @@ class _Encoder:
 
     def _max_pool(self, node: Node) -> None:
         window = self._pool_window(node, dict(node.attrs))
-        target = self._target(node)
+        target = self.target(node)
         rows = target.rows()
         assert rows is not None, node
-        self._emit("max_pool", *window, target, rows[1])
+        self.emit("max_pool", *window, target, rows[1])
 
     def _window_sum(self, node: Node) -> None:
         window = self._pool_window(node, dict(node.attrs["window"]))
         epilogue = self._epilogue(node)
-        self._emit("sum_pool", *window, *epilogue)
+        self.emit("sum_pool", *window, *epilogue)
 
     def _sum(self, node: Node) -> None:
-        x, _, stride = self._rows(self.views[node.operand("x")])
+        x, _, stride = self.rows(self.views[node.operand("x")])
         rows, channels = prod(node.aval.shape[:-1]), node.aval.shape[-1]
         terms = prod(x.shape[axis] for axis in node.attrs["axes"])
         source = x
         epilogue = self._epilogue(node)
-        self._emit("sum", rows, terms, channels, source, _DTYPE[x.dtype.name], stride, *epilogue)
+        self.emit("sum", rows, terms, channels, source, _DTYPE[x.dtype.name], stride, *epilogue)
 
     def _affine(self, node: Node) -> None:
         self._elementwise(node, [*_NONE, 0, 0, 1, 1, 1])
 
     def _product(self, node: Node) -> None:
         y = node.operand("y")
-        view, _, stride = self._rows(self.views[y])
+        view, _, stride = self.rows(self.views[y])
         how = Broadcast.of(y.aval.shape, node.aval.shape)
         assert how is not None, node
         fields = [view, _DTYPE[view.dtype.name], stride, how.repeat, how.period, how.step]
         self._elementwise(node, fields)
 
-    def _elementwise(self, node: Node, y: Sequence[_Field]) -> None:
-        x, rows, stride = self._rows(self.views[node.operand("x")])
+    def _elementwise(self, node: Node, y: Sequence[Field]) -> None:
+        x, rows, stride = self.rows(self.views[node.operand("x")])
         source = [x, _DTYPE[x.dtype.name], stride]
         epilogue = self._epilogue(node)
-        self._emit("elementwise", rows, x.shape[-1], *source, *y, *epilogue)
+        self.emit("elementwise", rows, x.shape[-1], *source, *y, *epilogue)
 
     def _matmul(self, node: Node) -> None:
         x, y = self.views[node.operand("x")], self.views[node.operand("y")]
         if x.shape[-1] != 1 and x.strides[-1] != 1:
-            x = self._dense(x)
-        target = self._target(node)
+            x = self.dense(x)
+        target = self.target(node)
         residual, residual_fields = self._matmul_residual(node)
         views = [x, y, target] + ([residual] if residual is not None else [])
         batch = [1] * (5 - len(x.shape)) + list(target.shape[:-2])
@@ -353,12 +232,12 @@ class _Encoder:
             strides.append([0, 0, 0])
         rows, columns, depth = *target.shape[-2:], x.shape[-1]
         self.work += prod(target.shape) * depth
-        fields: list[_Field] = [*batch, *(s for values in strides for s in values), rows, columns, depth]
+        fields: list[Field] = [*batch, *(s for values in strides for s in values), rows, columns, depth]
         fields += [x, _DTYPE[x.dtype.name], x.byte_stride(-2)]
         fields += [y, y.byte_stride(-2), y.byte_stride(-1)]
-        self._emit("matrix_product", *fields, *self._epilogue(node, residual_fields))
+        self.emit("matrix_product", *fields, *self._epilogue(node, residual_fields))
 
-    def _matmul_residual(self, node: Node) -> tuple[View | None, list[_Field]]:
+    def _matmul_residual(self, node: Node) -> tuple[View | None, list[Field]]:
         """The residual's view over the axes of batch, and the fields that say how its rows go with the result's."""
         residual = node.get("residual")
         if residual is None:
@@ -368,7 +247,7 @@ class _Encoder:
         missing = len(node.aval.shape) - len(view.shape)
         shape, strides = (1,) * missing + view.shape, (0,) * missing + view.strides
         if shape[-1] != 1 and strides[-1] != 1:
-            view = self._dense(view)
+            view = self.dense(view)
             strides = (0,) * missing + view.strides
         strides = tuple(0 if n == 1 else stride for n, stride in zip(shape, strides, strict=True))
         view = View(view.storage, shape, strides, view.dtype, view.offset)
@@ -390,23 +269,23 @@ class _Encoder:
             if self._is_part_of_next(node.operand("x")):
                 quantizer, node = node, node.operand("x")
         result = quantizer or node
-        x, rows, stride = self._rows(self.views[node.operand("x")])
+        x, rows, stride = self.rows(self.views[node.operand("x")])
         source = x
         operands = self._row_operands(node, quantizer)
-        target = self._target(result)
+        target = self.target(result)
         out = target.rows()
         if out is None:
-            whole, target = target, self._allocate(target.shape, target.dtype)
+            whole, target = target, self.allocate(target.shape, target.dtype)
             out = target.rows()
         else:
             whole = target
         assert out is not None
         fields = [rows, x.shape[-1], source, _DTYPE[x.dtype.name], stride]
-        self._emit(node.op, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
+        self.emit(node.op, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
         if whole is not target:
-            self._copy(target, whole)
+            self.copy(target, whole)
 
-    def _row_operands(self, node: Node, quantizer: Node | None) -> list[_Field]:
+    def _row_operands(self, node: Node, quantizer: Node | None) -> list[Field]:
         if node.op == "table":
             return [self.views[node.operand("table")]]
         if node.op in ("quantize", "dequantize"):
@@ -414,7 +293,7 @@ class _Encoder:
             return [int(factor.aval.shape != ()), *self._floats(factor)]
         self.constants.append(1.0)
         one = (0, 4 * (len(self.constants) - 1))
-        fields: list[_Field] = [*(one if quantizer is None else self._floats(quantizer.operand("multiplier")))]
+        fields: list[Field] = [*(one if quantizer is None else self._floats(quantizer.operand("multiplier")))]
         if node.op == "layer_norm":
             for role in ("scale", "bias"):
                 fields += self._floats(node.operand(role)) if node.get(role) is not None else _NONE

@@ -42,7 +42,9 @@ def gather(graph: Graph) -> Graph:
 def _levels(graph: Graph, taken: set[Node]) -> dict[Node, int]:
     levels: dict[Node, int] = {}
     for node in (*graph.inputs, *graph.nodes):
-        entering = (levels[s] + (node in taken and s not in taken and s.op != "input") for s in node.inputs if s in levels)
+        entering = (
+            levels[s] + (node in taken and s not in taken and s.op != "input") for s in node.inputs if s in levels
+        )
         if not node.is_constant:
             levels[node] = max(entering, default=0)
     return levels

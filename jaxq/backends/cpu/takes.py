@@ -14,7 +14,9 @@ def why_not(node: Node) -> str | None:
     """Why the kernels do not take a node of the int8 graph, or None."""
     if not isinstance(node.aval, Aval) or node.aval.dtype.name not in _DTYPES:
         return "its result is neither int8, uint8 nor float32"
-    if any(not isinstance(s.aval, Aval) or (not s.is_constant and s.aval.dtype.name not in _DTYPES) for s in node.inputs):
+    if any(
+        not isinstance(s.aval, Aval) or (not s.is_constant and s.aval.dtype.name not in _DTYPES) for s in node.inputs
+    ):
         return "an operand is neither int8, uint8 nor float32"
     if not node.aval.shape or (node.op not in MOVES and not isinstance(node.aval.shape[-1], int)):
         return "it has no axis of channels"
