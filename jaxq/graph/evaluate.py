@@ -170,6 +170,30 @@ def _elementwise(node: Node) -> Callable[..., Any]:
     return lambda x: evaluate(body, body.params, [x])[0]
 
 
+def _softmax(node: Node) -> Callable[..., Any]:
+    def run(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        y = jnp.exp(x - jnp.max(x, -1, keepdims=True))
+        return (y / jnp.sum(y, -1, keepdims=True)).astype(node.aval.dtype)
+
+    return run
+
+
+def _layer_norm(node: Node) -> Callable[..., Any]:
+    """The variance is that of x - mean; E[x^2] - E[x]^2, which Flax computes, agrees up to float rounding."""
+
+    def run(*operands: jax.Array) -> jax.Array:
+        given = dict(zip(node.roles, operands, strict=True))
+        y = given["x"].astype(jnp.float32)
+        if node.attrs["center"]:
+            y = y - jnp.mean(y, -1, keepdims=True)
+        y = y * lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + jnp.float32(node.attrs["epsilon"]))
+        y = y * given.get("scale", jnp.float32(1)) + given.get("bias", jnp.float32(0))
+        return y.astype(node.aval.dtype)
+
+    return run
+
+
 def _table(node: Node) -> Callable[..., Any]:
     del node
     return numerics.lookup
@@ -186,6 +210,8 @@ def _dequantize(node: Node) -> Callable[..., Any]:
 _FLOAT: dict[str, Callable[[Node], Callable[..., Any]]] = {
     **dict.fromkeys(ACCUMULATING, _float_accumulating),
     "elementwise": _elementwise,
+    "softmax": _softmax,
+    "layer_norm": _layer_norm,
     "table": _table,
     "quantize": _quantize,
     "dequantize": _dequantize,

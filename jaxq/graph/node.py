@@ -10,6 +10,9 @@ Ops that jaxq understands (after `passes`):
     elementwise        x                                       any function of one value, as a graph `attrs["body"]`;
                                                                `attrs["word"]` names it: "gelu", "silu", ...
     table              x, table                                its int8 form: 256 entries, one for each byte
+    softmax            x                                       exp(x - max) / sum of the last axis, in float32
+    layer_norm         x, [scale], [bias]                      of the last axis, in float32, scale and bias by channel;
+                                                               `attrs["epsilon"]`; without `attrs["center"]` RMS norm
     quantize, dequantize                                       the borders of the int8 regions
 
 The first five rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the

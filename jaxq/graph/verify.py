@@ -9,6 +9,7 @@ from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
 from jaxq.graph.primitives import BY_NAME
 
 _BORDERS = ("quantize", "dequantize")
+_BY_ROW = ("softmax", "layer_norm")
 _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
 
@@ -36,7 +37,7 @@ def _is_int8(node: Node) -> bool:
 
 
 def _unknown(node: Node) -> bool:
-    ours = (*ACCUMULATING, *_BORDERS, "elementwise", "table", "input", "const", "param", "item", "opaque")
+    ours = (*ACCUMULATING, *_BORDERS, *_BY_ROW, "elementwise", "table", "input", "const", "param", "item", "opaque")
     return node.op not in ours and node.op not in BY_NAME
 
 
@@ -45,7 +46,7 @@ _ROLES = {
     "quantize": {"x", "multiplier"},
     "dequantize": {"x", "scale"},
     "table": {"x", "table"},
-    **{op: {"x"} for op in ACCUMULATING},
+    **{op: {"x"} for op in (*ACCUMULATING, *_BY_ROW)},
     **{op: {"x", "weight"} for op in WEIGHTED},
     **{op: {"x", "y"} for op in ("matmul", "product")},
 }
@@ -66,6 +67,12 @@ def _bad_vector(node: Node) -> bool:
     return _is_int8(node) and any(
         node.operand(role).aval != Aval((channels,), np.dtype(np.float32)) for role in _PER_CHANNEL
     )
+
+
+def _bad_norm(node: Node) -> bool:
+    vectors = [node.get(role) for role in ("scale", "bias")] if node.op == "layer_norm" else []
+    expected = Aval(node.aval.shape[-1:], np.dtype(np.float32)) if vectors else None
+    return any(vector is not None and vector.aval != expected for vector in vectors)
 
 
 def _bad_table(node: Node) -> bool:
@@ -90,6 +97,7 @@ _ANY: tuple[_Check, ...] = (
     (_unknown, "is no op that jaxq knows"),
     (_missing_roles, "lacks an operand"),
     (_empty, "holds no value"),
+    (_bad_norm, "has a scale or bias that is no float32 vector of its channels"),
     (_mixed_weight, "multiplies integers with floats"),
 )
 _CHECKS: dict[str, tuple[_Check, ...]] = {

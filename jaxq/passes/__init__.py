@@ -1,6 +1,6 @@
 """The passes, in order.
 
-float graph     constants -> products, layout -> canonical, fold -> fuse -> elementwise     exact up to float rounding
+float graph     constants -> products, layout -> canonical, fold -> rows, fuse -> elementwise     exact but for rounding
 int8 graph      place -> lower -> tables -> merge     place decides, lower computes the integers, the rest change no bit
 
 Each pass goes through the bodies of scan, while and cond too.
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
 from jaxq.graph.rewrite import rewrite
-from jaxq.passes import canonical, fold, fuse, layout, products, tables
+from jaxq.passes import canonical, fold, fuse, layout, products, rows, tables
 from jaxq.passes.constants import fold_constants
 from jaxq.passes.elementwise import collapse
 from jaxq.passes.lower import lower
@@ -25,7 +25,8 @@ def simplify(graph: Graph) -> Graph:
     graph = fold_constants(graph)
     graph = rewrite(graph, products.RULES + layout.RULES)
     graph = rewrite(graph, canonical.RULES + fold.RULES + fuse.ACTIVATIONS)
-    return name_parameters(collapse(rewrite(graph, fuse.RULES)))
+    graph = rewrite(rows.recognise(graph), rows.RULES + fuse.RULES)
+    return name_parameters(collapse(graph))
 
 
 def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:

@@ -144,15 +144,30 @@ def _multiply_values(match: Match) -> Node | None:
     pair = _whole_and_other(match.node)
     if pair is None or pair[1].is_constant:
         return None
-    x, y = pair
-    gate, scale = _without_scale(match, y)
-    return match.node.replace(op="product", attrs=OPEN).with_operands({"x": x, "y": gate, "scale": scale})
+    for x, y in (pair, pair[::-1]):
+        rest, scale = _without_scale(match, y)
+        if scale is not None and x.aval.shape == match.node.aval.shape:
+            return match.node.replace(op="product", attrs=OPEN).with_operands({"x": x, "y": rest, "scale": scale})
+    return match.node.replace(op="product", attrs=OPEN).with_operands(dict(zip("xy", pair, strict=True)))
+
+
+def _divide_values(match: Match) -> Node | None:
+    """(x * scale[c]) / y = (x / y) * scale[c]."""
+    node, (x, y) = match.node, match.node.inputs
+    rest, scale = _without_scale(match, x)
+    if scale is None or y.is_constant or rest.aval != node.aval:
+        return None
+    return _affine(node, node.replace(inputs=(rest, y), name=f"{node.name}/div"), scale=scale)
 
 
 def _without_scale(match: Match, y: Node) -> tuple[Node, Node | None]:
-    """y as (gate, scale) with y = gate * scale[c], where the gate is one number for all channels: what a layer norm
-    multiplies with, so that its scale can fold."""
-    if y.op == "mul" and match.is_sole_user(y):
+    """y as (rest, scale) with y = rest * scale[c], where the scale differs by channel or the rest is one number for all
+    channels: the factors of a layer norm, whose scale can fold so."""
+    if not match.is_sole_user(y):
+        return y, None
+    if y.op == "affine" and y.roles == ("x", "scale") and is_open(y) and np.ptp(y.operand("scale").value) > 0:
+        return y.operand("x"), y.operand("scale")
+    if y.op == "mul":
         for gate, c in (y.inputs, y.inputs[::-1]):
             value = None if gate.is_constant or _channels(gate) != 1 else _per_channel(c, y)
             if value is not None and len(gate.aval.shape) == len(y.aval.shape):
@@ -240,6 +255,7 @@ RULES: tuple[Rule, ...] = (
     ("mul", _with_constant(lambda c: c, None)),
     ("mul", _multiply_values),
     ("div", _with_constant(_reciprocal, None, swapped=False)),
+    ("div", _divide_values),
     ("add", _with_constant(None, lambda c: c)),
     ("sub", _with_constant(None, lambda c: -c, swapped=False)),
     ("sub", _constant_minus),

@@ -14,7 +14,10 @@ from jaxq.graph.node import Aval, Node, constant
 from jaxq.graph.rewrite import Match, Rule
 
 BINARY = ("add", "sub", "mul", "div", "max", "min", "pow")
-UNARY = ("abs", "convert_element_type", "copy", "erf", "exp", "integer_pow", "logistic", "neg", "square", "tanh")
+UNARY = (
+    *("abs", "convert_element_type", "copy", "erf", "exp", "exp2", "integer_pow", "log", "logistic", "neg", "rsqrt"),
+    *("sqrt", "square", "stop_gradient", "tanh"),
+)
 
 
 def transposed(x: Node, permutation: Sequence[int], name: str) -> Node:
@@ -65,17 +68,33 @@ def _sink(attributes: Callable[[Mapping[str, Any], Sequence[int]], dict[str, Any
     return rule
 
 
-def _sink_sum(match: Match) -> Node | None:
-    """A sum takes its axes where they stand before the transpose, if the other axes keep their order."""
+def _sink_reduction(match: Match) -> Node | None:
+    """A reduction takes its axes where they stand before the transpose, and what is left of this stands behind it."""
     node, x = match.node, match.node.inputs[0]
     if x.op != "transpose":
         return None
     permutation = x.attrs["permutation"]
     left = [axis for i, axis in enumerate(permutation) if i not in node.attrs["axes"]]
-    if left != sorted(left):
-        return None
     axes = tuple(sorted(permutation[axis] for axis in node.attrs["axes"]))
-    return node.replace(inputs=x.inputs).with_attrs(axes=axes)
+    aval = Aval(_permuted(node.aval.shape, np.argsort(left).tolist()), node.aval.dtype)
+    reduced = node.replace(inputs=x.inputs, aval=aval).with_attrs(axes=axes)
+    return transposed(reduced, [sorted(left).index(axis) for axis in left], f"{node.name}/transpose_out")
+
+
+def _sink_new_axes(match: Match) -> Node | None:
+    """A broadcast that only adds axes of one puts them where they will stand behind the transpose too."""
+    node, x = match.node, match.node.inputs[0]
+    if x.op != "transpose":
+        return None
+    shape, places, permutation = node.aval.shape, node.attrs["broadcast_dimensions"], x.attrs["permutation"]
+    if any(shape[i] != (x.aval.shape[places.index(i)] if i in places else 1) for i in range(len(shape))):
+        return None
+    last = list(range(len(shape)))
+    for i, axis in enumerate(permutation):
+        last[places[i]] = places[axis]
+    before = _permuted(shape, np.argsort(last).tolist())
+    moved = node.replace(inputs=x.inputs, aval=Aval(before, node.aval.dtype)).with_attrs(shape=before)
+    return transposed(moved, last, f"{node.name}/transpose_out")
 
 
 def _compose(match: Match) -> Node | None:
@@ -157,6 +176,8 @@ RULES: tuple[Rule, ...] = (
     ("slice", _sink(_lists("start_indices", "limit_indices", "strides"))),
     ("pad", _sink(_lists("padding_config"))),
     ("concatenate", _sink(lambda attrs, inverse: {"dimension": inverse.index(attrs["dimension"])})),
-    ("reduce_sum", _sink_sum),
+    ("reduce_sum", _sink_reduction),
+    ("reduce_max", _sink_reduction),
+    ("broadcast_in_dim", _sink_new_axes),
     ("transpose", _compose),
 )

@@ -153,6 +153,8 @@ def _unknown(node: Node) -> str:
         return "its kernel is not a constant"
     if node.op == "add":
         return "both sides of the sum are broadcast"
+    if node.op in ("softmax", "layer_norm"):
+        return "its rows are summed in float"
     if node.op in ("scan", "while", "cond"):
         return f"floats go in and out of the {'branches' if node.op == 'cond' else 'turns'} of a {node.op}"
     if node.op == "opaque":

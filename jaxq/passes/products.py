@@ -150,6 +150,35 @@ def _matmul(match: Match) -> Node | None:
     return _reshape(product, (*outer, *columns, *features), f"{node.name}/reshape_out")
 
 
+def _swap(match: Match) -> Node | None:
+    """transpose(x y^T) = transpose'(y x^T) where that leaves the last axis in its place. Of `bhqk,bkhd->bqhd`, which
+    JAX traces with the values first, the weights of attention become x, the values y: bytes times int8."""
+    node, x = match.node, match.node.inputs[0]
+    product = x.inputs[0] if x.op == "reshape" else x
+    if product.op != "matmul" or product.roles != ("x", "y") or not match.is_sole_user(x) or match.uses[product] != 1:
+        return None
+    shape, (*outer, rows, columns) = x.aval.shape, product.aval.shape
+    first, permutation = len(outer), node.attrs["permutation"]
+    splits = (i for i in range(first + 1, len(shape)) if _is_split(shape[first:i], rows))
+    middle = next((i for i in splits if _is_split(shape[i:], columns)), None)
+    if list(shape[:first]) != outer or middle is None or not first <= permutation[-1] < middle:
+        return None
+    if not isinstance(rows, int):
+        return None  # the last axis of the product, its channels
+    precision = product.attrs["precision"]
+    swapped = product.with_attrs(precision=precision[::-1] if isinstance(precision, tuple) else precision)
+    swapped = swapped.replace(aval=Aval((*outer, columns, rows), product.aval.dtype))
+    swapped = swapped.with_operands({"x": product.operand("y"), "y": product.operand("x")})
+    order = (*range(first), *range(middle, len(shape)), *range(first, middle))
+    swapped = _reshape(swapped, tuple(shape[axis] for axis in order), x.name)
+    return transposed(swapped, [order.index(axis) for axis in permutation], node.name)
+
+
+def _is_split(dims: Sequence[Any], size: Any) -> bool:
+    """True where an axis of that size may be split into these."""
+    return dims[0] == size if len(dims) == 1 else all(isinstance(dim, int) for dim in dims) and prod(dims) == size
+
+
 def _keeps_batch_apart(value: Node, contracted: Sequence[int], batch: Sequence[int]) -> bool:
     """True unless flattening would multiply a dimension that follows the batch with another one."""
     shape = value.aval.shape
@@ -168,4 +197,5 @@ RULES: tuple[Rule, ...] = (
     ("dot_general", _dot),
     ("dot_general", _grouped_dot),
     ("dot_general", _matmul),
+    ("transpose", _swap),
 )

@@ -7,7 +7,7 @@ import numpy as np
 from jaxq.graph.node import ACCUMULATING, LAYOUT, WEIGHTED, Aval, Graph, Node, reads_bytes
 
 # Primitives whose result cannot be negative, whatever they are given.
-_NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "logistic", "sqrt", "rsqrt", "square", "cosh", "erfc"})
+_NEVER_NEGATIVE = frozenset({"abs", "exp", "exp2", "softmax", "logistic", "sqrt", "rsqrt", "square", "cosh", "erfc"})
 # Primitives whose float result cannot be negative when no operand is.
 _KEEPS_SIGN = LAYOUT | {"add", "mul", "div", "reduce_sum", "reduce_window_sum", "select_n", "cumsum", "log1p"}
 

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,9 +79,11 @@ def test_without_the_library_one_line_says_so_and_the_bits_are_the_same(tmp_path
     qmodel = jaxq.quantize(lambda w, x: x @ w.T, weight, [x], config=jaxq.QuantConfig(method="amax"))
     qmodel.save(model)
     np.save(inputs, x)
+    here = str(Path(jaxq.__file__).parents[1])
     run = subprocess.run(
         [sys.executable, "-c", SERVE, model, inputs, outputs],
-        env=os.environ | {"JAXQ_CPU_LIBRARY": "none", "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAXQ_CPU_LIBRARY": "none", "JAX_PLATFORMS": "cpu", "PYTHONPATH": here},
+        cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
         check=True,

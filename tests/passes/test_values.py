@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from networks import decibels, images, variables
 
 import jaxq
+from jaxq import passes
 from jaxq.backends import xla
 from jaxq.graph.evaluate import reference
-from jaxq.graph.node import Aval, Node, constant
+from jaxq.graph.node import Aval, Node, constant, topological
+from jaxq.graph.trace import trace
 
 X = images(6, 10, 8)
 PARAMS = {"a": images(8, 8, seed=1) / 3, "b": images(8, 8, seed=2) / 3, "c": images(8, 5, seed=3)}
@@ -48,6 +50,38 @@ def test_a_product_of_two_values_is_int8(product):
     (row,) = rows(qmodel, "matmul")
     assert row.precision == "int8"
     assert row.dtypes[0] == ("int8", "uint8")
+
+
+ATTENDED = {
+    "one axis": lambda w, v: jnp.einsum("bqk,bkd->bqd", w, v),
+    "heads": lambda w, v: jnp.einsum("bhqk,bkhd->bqhd", w.reshape(-1, 2, 5, 10), v.reshape(-1, 10, 2, 4)),
+    "queries of two axes": lambda w, v: jnp.einsum("bpqk,bkd->bpqd", w.reshape(-1, 5, 2, 10), v),
+    "values of two axes": lambda w, v: jnp.einsum("bqk,bkde->bqde", w, v.reshape(-1, 10, 2, 4)),
+    "values first": lambda w, v: jnp.einsum("bkd,bqk->bqd", v, w),
+    "between": lambda w, v: jnp.einsum("bqk,bkde->bdqe", w, v.reshape(-1, 10, 2, 4)),
+}
+
+
+@pytest.mark.parametrize("attended", ATTENDED.values(), ids=ATTENDED)
+def test_attention_multiplies_bytes_with_signed_values(attended):
+    """In whatever order JAX traces them: the channels of the values end the result, and so they end the product."""
+
+    def fun(params, x):
+        weights = jax.nn.softmax(jnp.einsum("bqd,bkd->bqk", x @ params["a"], x))
+        return attended(weights, x @ params["b"])
+
+    product = rows(check(fun, PARAMS, X), "matmul")[-1]
+    assert product.dtypes[0] == ("uint8", "int8")
+
+
+def test_a_precision_goes_with_its_operand():
+    def fun(params, x):
+        return jnp.einsum("bqk,bkd->bqd", x @ params["a"], x.swapaxes(1, 2), precision=("high", "default"))
+
+    graph = passes.simplify(trace(fun, PARAMS, (X,)).graph)
+    (product,) = (node for node in graph.nodes if node.op == "matmul")
+    sharp = product.operand("x" if product.attrs["precision"] == ("HIGH", "DEFAULT") else "y")
+    assert "dot" in {node.op for node in topological((sharp,))}
 
 
 def test_a_product_over_the_batch_stays_in_float():
@@ -211,7 +245,7 @@ def test_attention_is_int8():
     model = Block()
     qmodel = check(model.apply, variables(model, X), X)
     scores, values = rows(qmodel, "matmul")
-    assert (scores.dtypes, values.dtypes) == ((("int8", "int8"), "float32"), (("int8", "uint8"), "int8"))
+    assert (scores.dtypes, values.dtypes) == ((("int8", "int8"), "float32"), (("uint8", "int8"), "int8"))
     merged = [row for row in rows(qmodel, "dot") if "merged:3" in row.fused]
     assert len(merged) == 1
     assert [row.fused for row in rows(qmodel, "dot")[1:]] == [

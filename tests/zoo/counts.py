@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxq import passes
 from jaxq.config import QuantConfig
-from jaxq.graph.node import ACCUMULATING, WEIGHTED, Node
+from jaxq.graph.node import WEIGHTED, Node
 from jaxq.graph.trace import trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function
@@ -81,7 +81,7 @@ def count(model: Any, variables: Any, *args: Any, config: QuantConfig | None = N
         float=Counter(row.op for row in found if row.precision == "float" and "merged layer" not in row.reason),
         fused=Counter(word for word in words if not word.startswith("merged:")),
         merges=Counter(merged),
-        norms=sum(node.op in ACCUMULATING - WEIGHTED and _differs_by_channel(node) for node in graph.nodes),
+        norms=sum(node.op not in WEIGHTED and _differs_by_channel(node) for node in graph.nodes),
         quantized=sum(row.op == "quantize" for row in int8),
         dequantized=sum(row.op == "dequantize" for row in int8),
         fixed_because=traced.fixed_because,

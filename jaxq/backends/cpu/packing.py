@@ -2,8 +2,9 @@
 
 One form serves all instruction sets (`src/kernels.h`). Of a matrix (N, K), for each block of 16 output channels, K / 4
 lines of 16 channels x 4 values, K padded to 64 with zeros, then 128 * sum(w) of each channel as int32. Of a depthwise
-convolution (KH, KW, C), for each column of the kernel KH / 4 lines of C channels x 4 rows, C padded to 64, then the same
-sums. A convolution of several groups is the matrices of its groups, one after another.
+convolution (KH, KW, C), for each block of 64 channels and each column of the kernel KH / 4 lines of 64 channels x 4 rows,
+then the same sums; the channels (4 x 4 x 4) with their first two axes swapped, as 128-bit shuffles interleave them. A
+convolution of several groups is the matrices of its groups, one after another.
 """
 
 from dataclasses import dataclass
@@ -108,11 +109,10 @@ class Form:
         xp: Any = np if isinstance(data, np.ndarray) else jnp
         if self.depthwise:
             height, width = self._kernel
-            channels = self.shape[-1]
-            lines = data[: _up(channels, LANES) * width * _up(height, 4)]
-            lines = lines.reshape(width, -1, _up(channels, LANES), 4)
-            rows = xp.transpose(lines, (1, 3, 0, 2)).reshape(-1, width, _up(channels, LANES))
-            return rows[:height, :, :channels].reshape(self.shape)
+            blocks = data.reshape(_up(self.shape[-1], LANES) // LANES, -1, 4, 4, 4, 4)[:, : width * _up(height, 4) // 4]
+            lines = xp.transpose(blocks, (0, 1, 3, 2, 4, 5)).reshape(len(blocks), width, -1, LANES, 4)
+            rows = xp.transpose(lines, (2, 4, 1, 0, 3)).reshape(_up(height, 4), width, -1)
+            return rows[:height, :, : self.shape[-1]].reshape(self.shape)
         groups, n, k = self.matrices
         blocks = data.reshape(groups, _up(n, BLOCK) // BLOCK, -1)[:, :, : -BLOCK * 4]
         lines = blocks.reshape(groups, -1, _up(k, DEPTH) // 4, BLOCK, 4)
@@ -138,9 +138,11 @@ class Form:
         height, width = self._kernel
         channels = self.shape[-1]
         rows = xp.pad(weight.reshape(height, width, channels), ((0, -height % 4), (0, 0), (0, -channels % LANES)))
-        lines = xp.transpose(rows.reshape(-1, 4, width, rows.shape[-1]), (2, 0, 3, 1))
-        sums = _bytes(xp, rows.sum((0, 1), dtype=np.int32))
-        return xp.concatenate([lines.reshape(-1), sums])
+        lines = xp.transpose(rows.reshape(-1, 4, width, rows.shape[-1] // LANES, LANES), (3, 2, 0, 4, 1))
+        sums = _bytes(xp, rows.sum((0, 1), dtype=np.int32)).reshape(len(lines), 1, LANES, 4)
+        blocks = xp.concatenate([lines.reshape(len(lines), -1, LANES, 4), sums], axis=1)
+        # Channel (a, b, c) of 4 x 4 x 4 comes to (b, a, c).
+        return xp.transpose(blocks.reshape(len(blocks), -1, 4, 4, 4, 4), (0, 1, 3, 2, 4, 5)).reshape(-1)
 
 
 def _bytes(xp: Any, sums: Any) -> Any:
