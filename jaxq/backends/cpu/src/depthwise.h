@@ -227,12 +227,17 @@ inline void depthwise_large(const Window& w, const uint8_t* packed, int64_t chan
   }
 }
 
-inline void depthwise(const Window& w, const uint8_t* packed, const Epilogue& e, int64_t first, int64_t last) {
-  if (first >= last) return;
-  const int64_t groups = round_up(w.kernel_h, 4) / 4, taps = w.kernel_w * groups;
-  const int64_t span = (w.kernel_w - 1) * w.dilation_w + 1;
-  const bool large = groups > kMostGroups || taps * kQuadBytes > kWeightScratch || span * groups * kQuadBytes > kImageScratch;
-  for (int64_t channel = 0; channel < w.channels; channel += 64, packed += 256 * (taps + 1)) {
+inline bool is_large(const Window& w) {
+  const int64_t groups = round_up(w.kernel_h, 4) / 4, span = (w.kernel_w - 1) * w.dilation_w + 1;
+  return groups > kMostGroups || w.kernel_w * groups * kQuadBytes > kWeightScratch ||
+         span * groups * kQuadBytes > kImageScratch;
+}
+
+// All channels; the weights of 64 of them lie `next` bytes behind the 64 before.
+inline void depthwise_blocks(const Window& w, const uint8_t* packed, int64_t next, const Epilogue& e, int64_t first,
+                             int64_t last) {
+  const bool large = is_large(w);
+  for (int64_t channel = 0; channel < w.channels; channel += 64, packed += next) {
     const int64_t rest = w.channels - channel < 64 ? w.channels - channel : 64;
     if (large) {
       depthwise_large(w, packed, channel, rest, e, first, last);
@@ -240,22 +245,26 @@ inline void depthwise(const Window& w, const uint8_t* packed, const Epilogue& e,
     }
     for (int64_t c = 0; c < rest; c += kWidth) {
       const int64_t n = rest - c < kWidth ? rest - c : kWidth;
-      const uint8_t* from = packed + c / 16 * 16;
       if constexpr (kWidth >= 64) {
         if (n <= 16) {
-          depthwise_of<4>(w, from, channel + c, n, e, first, last);
+          depthwise_of<4>(w, packed + c, channel + c, n, e, first, last);
           continue;
         }
       }
       if constexpr (kWidth >= 32) {
         if (n <= kWidth / 2) {
-          depthwise_of<2>(w, from, channel + c, n, e, first, last);
+          depthwise_of<2>(w, packed + c, channel + c, n, e, first, last);
           continue;
         }
       }
-      depthwise_of<1>(w, from, channel + c, n, e, first, last);
+      depthwise_of<1>(w, packed + c, channel + c, n, e, first, last);
     }
   }
+}
+
+inline void depthwise(const Window& w, const uint8_t* packed, const Epilogue& e, int64_t first, int64_t last) {
+  const int64_t taps = w.kernel_w * (round_up(w.kernel_h, 4) / 4);
+  if (first < last) depthwise_blocks(w, packed, 256 * (taps + 1), e, first, last);
 }
 
 inline void pack_depthwise(const int8_t* w, int64_t kernel_h, int64_t kernel_w, int64_t channels, uint8_t* packed) {
