@@ -76,7 +76,7 @@ inline void epilogue(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t 
   if (e.table) {
     for (int64_t r = 0; r < rows; ++r) {
       uint8_t* out = e.out + (row + r) * e.out_stride + channel;
-      look_up(out, out, n, e.table);
+      look_up(out, 0, out, 0, 1, n, e.table);
     }
   }
 }

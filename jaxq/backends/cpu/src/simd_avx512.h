@@ -12,7 +12,6 @@ constexpr int kLanes = 16;
 // registers. Few rows take more blocks.
 constexpr int kWide = 3, kFewRows = 3, kManyBlocks = 8;
 constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 9 : 12; }
-constexpr int kPeakChains = 12;
 using I32 = __m512i;
 using F32 = __m512;
 
@@ -58,6 +57,8 @@ inline I32 load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 // acc + the sum over the 4 bytes of each lane of a (unsigned here, see kTakesSigned) * b (signed).
 inline I32 dot4(I32 acc, I32 a, I32 b) { return _mm512_dpbusd_epi32(acc, a, b); }
 constexpr bool kTakesSigned = false, kTakesUnsigned = true;
+// A value that the compiler knows nothing of, in a register.
+inline void keep(I32& x) { asm volatile("" : "+v"(x)); }
 
 // n bytes, each xor-ed with flip.
 inline void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, uint8_t flip) {
@@ -76,22 +77,29 @@ inline void fill_bytes(uint8_t* to, int64_t n, uint8_t value) {
   if (i < n) _mm512_mask_storeu_epi8(to + i, first_bytes(n - i), x);
 }
 
-// to[i] = table[from[i]]: where the CPU permutes bytes (VBMI), 64 at once; `to` may be `from`.
-__attribute__((target("avx512vbmi"))) inline void look_up_by_permutation(uint8_t* to, const uint8_t* from, int64_t n,
+// to[i] = table[from[i]] for rows of n bytes; `to` may be `from`. Where the CPU permutes bytes (VBMI), 64 at once.
+__attribute__((target("avx512vbmi"))) inline void look_up_by_permutation(uint8_t* to, int64_t to_stride,
+                                                                         const uint8_t* from, int64_t from_stride,
+                                                                         int64_t rows, int64_t n,
                                                                          const uint8_t* table) {
   const __m512i t0 = _mm512_loadu_si512(table), t1 = _mm512_loadu_si512(table + 64);
   const __m512i t2 = _mm512_loadu_si512(table + 128), t3 = _mm512_loadu_si512(table + 192);
-  for (int64_t i = 0; i < n; i += 64) {
-    const __mmask64 rest = first_bytes(n - i);
-    const __m512i x = _mm512_maskz_loadu_epi8(rest, from + i);
-    const __m512i low = _mm512_permutex2var_epi8(t0, x, t1), high = _mm512_permutex2var_epi8(t2, x, t3);
-    _mm512_mask_storeu_epi8(to + i, rest, _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high));
+  for (int64_t r = 0; r < rows; ++r, to += to_stride, from += from_stride) {
+    for (int64_t i = 0; i < n; i += 64) {
+      const __mmask64 rest = first_bytes(n - i);
+      const __m512i x = _mm512_maskz_loadu_epi8(rest, from + i);
+      const __m512i low = _mm512_permutex2var_epi8(t0, x, t1), high = _mm512_permutex2var_epi8(t2, x, t3);
+      _mm512_mask_storeu_epi8(to + i, rest, _mm512_mask_blend_epi8(_mm512_movepi8_mask(x), low, high));
+    }
   }
 }
-inline void look_up(uint8_t* to, const uint8_t* from, int64_t n, const uint8_t* table) {
+inline void look_up(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t from_stride, int64_t rows, int64_t n,
+                    const uint8_t* table) {
   static const bool permutes = __builtin_cpu_supports("avx512vbmi");
-  if (permutes) return look_up_by_permutation(to, from, n, table);
-  for (int64_t i = 0; i < n; ++i) to[i] = table[from[i]];
+  if (permutes) return look_up_by_permutation(to, to_stride, from, from_stride, rows, n, table);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < n; ++i) to[r * to_stride + i] = table[from[r * from_stride + i]];
+  }
 }
 
 }  // namespace JAXQ_ISA
