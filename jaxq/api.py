@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq import passes
+from jaxq import backends, passes
 from jaxq.calibration import distributed, session
 from jaxq.calibration.batches import Batches, Signature
 from jaxq.calibration.observe import Statistics
@@ -265,7 +265,7 @@ def _quantized(network: _Network, config: QuantConfig, calibration: Calibration)
         unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
-    return QuantizedModel({name: jnp.asarray(value) for name, value in int8.params.items()}, plan)
+    return _model(plan, int8.params)
 
 
 def _check_variables(params: Any) -> None:
@@ -297,7 +297,12 @@ def load(path: str | PathLike[str]) -> "QuantizedModel":
       PlanError: the file is damaged, foreign, or from a newer jaxq.
     """
     plan, params = artifact.load(path)
-    return QuantizedModel({name: jnp.asarray(value) for name, value in params.items()}, plan)
+    return _model(plan, params)
+
+
+def _model(plan: Plan, params: Mapping[str, Any]) -> "QuantizedModel":
+    packed = backends.prepare(plan.gathered, params)
+    return QuantizedModel(jax.tree.map(jnp.asarray, packed), plan)
 
 
 @jax.tree_util.register_pytree_node_class

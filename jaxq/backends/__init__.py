@@ -1,33 +1,76 @@
-"""How an int8 node is computed on a device. A backend is a module of three functions over a node:
+"""How the nodes of an int8 graph are computed on a device. A backend is a module of three functions over a node:
 
     supports(node) -> str | None        why it does not take the node, or None
     candidates(node) -> tuple           its tactics (kernel configs), the default first
     lower(node, tactic) -> function     of the node's operands
 
-All backends give the bits of `graph.evaluate.reference`. `choose` is the table that puts one in place.
+All backends give the bits of `graph.evaluate.reference`. `choose` is the table that puts one in place. The CPU's takes
+regions: `gather` makes one node of the nodes that one call computes, and `prepare` packs their weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax import lax
 
-from jaxq.backends import pallas, xla
-from jaxq.graph.node import Node
+from jaxq.backends import cpu, pallas, xla
+from jaxq.backends.cpu.packing import PackedWeight
+from jaxq.graph.evaluate import evaluate
+from jaxq.graph.node import Graph, Node
+
+
+def gather(graph: Graph) -> Graph:
+    """The graph with the CPU's regions, where there are kernels for it."""
+    return cpu.gather(graph) if cpu.available() is None else graph
+
+
+def prepare(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as this machine's backend reads them: packed for the CPU's kernels, as they are elsewhere."""
+    if jax.default_backend() != "cpu" or cpu.available() is not None:
+        return dict(params)
+    return cpu.pack(graph, params)
+
+
+def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as the graph has them."""
+    return {name: value.unpack() if isinstance(value, PackedWeight) else value for name, value in params.items()}
 
 
 def choose(node: Node) -> Callable[..., Any]:
-    """The node's function: Pallas on NVIDIA GPUs where it takes the node, XLA everywhere else. (Which of them is
-    faster for a shape is for a measurement to say, not for this table.)"""
+    """The node's function: Pallas on NVIDIA GPUs and the CPU's kernels where they take it, XLA everywhere else. (Which of
+    them is faster for a shape is for a measurement to say, not for this table.)"""
+    if node.op == "region":
+        return _region(node)
     default = xla.lower(node)
     if pallas.supports(node) is not None:
         return default
     kernel = pallas.lower(node)
 
     def run(*operands: Any) -> Any:
-        if any(jax.typeof(operand).sharding.mesh.explicit_axes for operand in operands):
+        if _is_partitioned(operands):
             return default(*operands)  # XLA partitions its own ops, but no kernel of ours
         return lax.platform_dependent(*operands, cuda=kernel, default=default)
 
     return run
+
+
+def _region(node: Node) -> Callable[..., Any]:
+    def by_node(graph: Graph) -> Callable[..., Any]:
+        return lambda *operands: tuple(evaluate(graph, {}, operands, choose))
+
+    def default(*operands: Any) -> Any:
+        return by_node(node.attrs["body"])(*plain(dict(enumerate(operands))).values())
+
+    call = cpu.lower(node, by_node)
+
+    def run(*operands: Any) -> Any:
+        if _is_partitioned(operands):
+            return default(*operands)
+        return lax.platform_dependent(*operands, cpu=call, default=default)
+
+    return run
+
+
+def _is_partitioned(operands: Any) -> bool:
+    return any(jax.typeof(operand).sharding.mesh.explicit_axes for operand in jax.tree.leaves(operands))

@@ -57,6 +57,11 @@ class Plan:
         return self._compiled(params, args)
 
     @functools.cached_property
+    def gathered(self) -> Graph:
+        """The graph as the backends run it (`backends.gather`)."""
+        return backends.gather(self.graph)
+
+    @functools.cached_property
     def _compiled(self) -> Any:
         return jax.jit(lambda params, args: self.evaluate(params, args, backends.choose))
 
@@ -69,7 +74,10 @@ class Plan:
         self._check_params(params)
         leaves, batch, one_example = self._leaves(args)
         params, leaves = _not_differentiable((dict(params), leaves))
-        results = evaluate(self.graph.bind(batch), params, leaves, lower)
+        if lower is backends.choose:
+            results = evaluate(self.gathered.bind(batch), params, leaves, lower)
+        else:
+            results = evaluate(self.graph.bind(batch), backends.plain(params), leaves, lower)
         if one_example:
             results = [
                 y[0] if node.aval.leads_batch else y for node, y in zip(self.graph.outputs, results, strict=True)

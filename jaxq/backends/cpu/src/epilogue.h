@@ -1,4 +1,7 @@
-// numerics.epilogue over accumulators in memory.
+// numerics.epilogue over accumulators in order, 16 channels and more of a row at a time.
+//
+// The bounds of an integer output are integers of its type, and rounding is monotone: the values are rounded first and
+// clipped as bytes.
 #pragma once
 
 namespace jaxq {
@@ -7,12 +10,7 @@ namespace JAXQ_ISA {
 // Above every bound that an integer output has, and below what rounding to int32 holds.
 constexpr float kLargest = 1e9f;
 
-template <DType dtype>
-inline F32 load_as_float(const uint8_t* p, int64_t n) {
-  if constexpr (dtype == DType::s8) return to_float(widen_s8(p, n));
-  if constexpr (dtype == DType::u8) return to_float(widen_u8(p, n));
-  return load(reinterpret_cast<const float*>(p), n);
-}
+inline bool is_signed(const Epilogue& e) { return e.table || e.out_dtype == DType::s8; }
 
 inline float one_as_float(const uint8_t* p, DType dtype) {
   if (dtype == DType::s8) return *reinterpret_cast<const int8_t*>(p);
@@ -26,59 +24,152 @@ inline const uint8_t* residual_row(const Epilogue& e, int64_t row) {
   return e.residual + row * e.residual_stride;
 }
 
-enum class Residual { none, s8, u8, f32, one };
+// Channels [at, at + n) of the residual's row, n <= kLanes.
+inline F32 residual_of(const Epilogue& e, int64_t row, int64_t at, int64_t n) {
+  const uint8_t* p = residual_row(e, row);
+  if (!e.residual_step) return all(one_as_float(p, e.residual_dtype));
+  if (e.residual_dtype == DType::s8) return to_float(widen_s8(p + at, n));
+  if (e.residual_dtype == DType::u8) return to_float(widen_u8(p + at, n));
+  return load(reinterpret_cast<const float*>(p) + at, n);
+}
 
-// Up to 16 channels from `channel` on, of `rows` rows; the accumulators of two rows are `ld` apart.
-template <Residual residual, DType out_dtype>
-void finish(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
+enum class Residual { none, s8, u8, other };
+
+// Accumulators in memory, `ld` apart.
+struct InMemory {
+  const int32_t* acc;
+  int64_t ld;
+  I32 operator()(int64_t row, int64_t channel, int64_t /*n*/) const { return load(acc + row * ld + channel); }
+};
+
+// kVectors vectors of channels (c of the source's, channel + c of the output's), of 4 / kVectors rows at a time.
+template <Residual residual, int kVectors, bool kFull, class Source>
+void finish_bytes(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t c,
+                  int64_t n) {
+  constexpr int kRows = 4 / kVectors;
+  const int64_t at = channel + c;
+  F32 multiplier[kVectors], bias[kVectors];
+  I32 lo[4], hi[4];
+  int64_t counts[kVectors];
+  JAXQ_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t rest = n - v * kLanes;
+    counts[v] = kFull || rest > kLanes ? kLanes : rest < 0 ? 0 : rest;
+    const int64_t from = counts[v] ? at + v * kLanes : at;
+    multiplier[v] = load(e.multiplier + from, counts[v]);
+    bias[v] = load(e.bias + from, counts[v]);
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      lo[i * kVectors + v] = round(load(e.lo + from, counts[v]));
+      hi[i * kVectors + v] = round(load(e.hi + from, counts[v]));
+    }
+  }
+  const bool s8 = is_signed(e);
+  const I32 least = in_order(s8 ? quads_to_s8(lo[0], lo[1], lo[2], lo[3]) : quads_to_u8(lo[0], lo[1], lo[2], lo[3]));
+  const I32 most = in_order(s8 ? quads_to_s8(hi[0], hi[1], hi[2], hi[3]) : quads_to_u8(hi[0], hi[1], hi[2], hi[3]));
+  const F32 factor = all(e.residual_multiplier), largest = all(kLargest);
+  for (int64_t r = 0; r < rows; r += kRows) {
+    I32 q[4];
+    uint8_t* out[kRows];
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t this_row = r + i < rows ? r + i : rows - 1;  // the last one again
+      out[i] = e.out + (row + this_row) * e.out_stride + at;
+      JAXQ_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t count = kFull ? kLanes : counts[v];
+        F32 y = add(mul(to_float(source(this_row, c + v * kLanes, count)), multiplier[v]), bias[v]);
+        if constexpr (residual == Residual::other) {
+          y = add(y, mul(residual_of(e, row + this_row, at + v * kLanes, count), factor));
+        } else if constexpr (residual != Residual::none) {
+          const uint8_t* p = residual_row(e, row + this_row) + at + v * kLanes;
+          y = add(y, mul(to_float(residual == Residual::s8 ? widen_s8(p, count) : widen_u8(p, count)), factor));
+        }
+        q[i * kVectors + v] = round(min(y, largest));
+      }
+    }
+    const I32 bytes = s8 ? min_s8(max_s8(in_order(quads_to_s8(q[0], q[1], q[2], q[3])), least), most)
+                         : min_u8(max_u8(in_order(quads_to_u8(q[0], q[1], q[2], q[3])), least), most);
+    store_parts<kRows>(out, bytes, kFull ? kVectors * kLanes : n);
+  }
+}
+
+template <int kVectors, bool kFull, class Source>
+void finish_with_residual(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel,
+                          int64_t c, int64_t n) {
+  if (!e.residual) {
+    finish_bytes<Residual::none, kVectors, kFull>(source, e, row, rows, channel, c, n);
+  } else if (e.residual_step && e.residual_dtype == DType::s8) {
+    finish_bytes<Residual::s8, kVectors, kFull>(source, e, row, rows, channel, c, n);
+  } else if (e.residual_step && e.residual_dtype == DType::u8) {
+    finish_bytes<Residual::u8, kVectors, kFull>(source, e, row, rows, channel, c, n);
+  } else {
+    finish_bytes<Residual::other, kVectors, kFull>(source, e, row, rows, channel, c, n);
+  }
+}
+
+template <class Source>
+void finish_floats(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
   for (int64_t c = 0; c < n; c += kLanes) {
     const int64_t at = channel + c, count = n - c < kLanes ? n - c : kLanes;
     const F32 multiplier = load(e.multiplier + at, count), bias = load(e.bias + at, count);
-    const F32 lo = load(e.lo + at, count);
-    F32 hi = load(e.hi + at, count);
-    if constexpr (out_dtype != DType::f32) hi = min(hi, all(kLargest));
-    const F32 factor = all(e.residual_multiplier);
+    const F32 lo = load(e.lo + at, count), hi = load(e.hi + at, count), factor = all(e.residual_multiplier);
     for (int64_t r = 0; r < rows; ++r) {
-      F32 y = add(mul(to_float(load(acc + r * ld + c)), multiplier), bias);
-      if constexpr (residual == Residual::one) {
-        y = add(y, mul(all(one_as_float(residual_row(e, row + r), e.residual_dtype)), factor));
-      } else if constexpr (residual != Residual::none) {
-        constexpr DType dtype = residual == Residual::s8 ? DType::s8 : residual == Residual::u8 ? DType::u8 : DType::f32;
-        y = add(y, mul(load_as_float<dtype>(residual_row(e, row + r) + at * size_of(dtype), count), factor));
-      }
-      y = min(max(y, lo), hi);
-      uint8_t* out = e.out + (row + r) * e.out_stride + at * size_of(out_dtype);
-      if constexpr (out_dtype == DType::f32) {
-        store(reinterpret_cast<float*>(out), y, count);
-      } else {
-        store_bytes(out, round(y), count);
-      }
+      F32 y = add(mul(to_float(source(r, c, count)), multiplier), bias);
+      if (e.residual) y = add(y, mul(residual_of(e, row + r, at, count), factor));
+      y = min(hi, max(lo, y));  // NaN stays
+      store(reinterpret_cast<float*>(e.out + (row + r) * e.out_stride) + at, y, count);
     }
   }
 }
 
-template <DType out_dtype>
-inline void finish_as(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t row, int64_t rows, int64_t channel,
-                      int64_t n) {
-  if (!e.residual) return finish<Residual::none, out_dtype>(acc, ld, e, row, rows, channel, n);
-  if (!e.residual_step) return finish<Residual::one, out_dtype>(acc, ld, e, row, rows, channel, n);
-  if (e.residual_dtype == DType::s8) return finish<Residual::s8, out_dtype>(acc, ld, e, row, rows, channel, n);
-  if (e.residual_dtype == DType::u8) return finish<Residual::u8, out_dtype>(acc, ld, e, row, rows, channel, n);
-  return finish<Residual::f32, out_dtype>(acc, ld, e, row, rows, channel, n);
+// The accumulators source(row, channel, n) give vectors of, to the rows from `row` on and the channels from `channel`
+// on. A source counts both from 0; it may be asked for whole vectors up to n rounded up to 16.
+template <class Source>
+void finish(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
+  if (e.out_dtype == DType::f32) return finish_floats(source, e, row, rows, channel, n);
+  for (int64_t c = 0; c < n;) {
+    const int64_t rest = n - c, whole = round_up(rest, kBlock);
+    if (rest >= 4 * kLanes) {
+      finish_with_residual<4, true>(source, e, row, rows, channel, c, 4 * kLanes);
+      c += 4 * kLanes;
+    } else if (whole >= 4 * kLanes) {
+      finish_with_residual<4, false>(source, e, row, rows, channel, c, rest);
+      c += rest;
+    } else {
+      if constexpr (kLanes >= 8) {
+        if (whole >= 2 * kLanes) {
+          const int64_t count = rest < 2 * kLanes ? rest : 2 * kLanes;
+          if (count == 2 * kLanes) {
+            finish_with_residual<2, true>(source, e, row, rows, channel, c, count);
+          } else {
+            finish_with_residual<2, false>(source, e, row, rows, channel, c, count);
+          }
+          c += count;
+          continue;
+        }
+      }
+      if constexpr (kLanes == 16) {
+        if (rest == kLanes) {
+          finish_with_residual<1, true>(source, e, row, rows, channel, c, rest);
+        } else {
+          finish_with_residual<1, false>(source, e, row, rows, channel, c, rest);
+        }
+      }
+      c += rest;
+    }
+  }
+  if (e.table) {
+    uint8_t* out = e.out + row * e.out_stride + channel;
+    look_up(out, e.out_stride, out, e.out_stride, rows, n, e.table);
+  }
 }
 
 // Accumulators `acc` (rows x n, `ld` apart, readable to a multiple of 16 channels) of the rows from `row` on and the
 // channels from `channel` on.
 inline void epilogue(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t row, int64_t rows, int64_t channel,
                      int64_t n) {
-  if (e.out_dtype == DType::f32) return finish_as<DType::f32>(acc, ld, e, row, rows, channel, n);
-  finish_as<DType::s8>(acc, ld, e, row, rows, channel, n);
-  if (e.table) {
-    for (int64_t r = 0; r < rows; ++r) {
-      uint8_t* out = e.out + (row + r) * e.out_stride + channel;
-      look_up(out, 0, out, 0, 1, n, e.table);
-    }
-  }
+  finish(InMemory{acc, ld}, e, row, rows, channel, n);
 }
 
 }  // namespace JAXQ_ISA

@@ -16,6 +16,9 @@ constexpr int64_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 1; }
 constexpr int64_t kBlock = 16;
 constexpr int64_t kDepth = 64;
 
+// Before a loop over an array of vectors: unrolled early enough that the array is kept in registers.
+#define JAXQ_UNROLL _Pragma("GCC unroll 16")
+
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 // A packed weight (N, K): for each block of 16 output channels, K / 4 (padded) lines of 16 channels x 4 values of K, the
@@ -24,8 +27,9 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple -
 constexpr int64_t packed_block(int64_t k) { return round_up(k, kDepth) * kBlock + kBlock * 4; }
 constexpr int64_t packed_size(int64_t n, int64_t k) { return round_up(n, kBlock) / kBlock * packed_block(k); }
 
-// The packed weight of a depthwise convolution (KH, KW, C): [KW][KH / 4, rounded up][C rounded up to 64][4], four rows of
-// the kernel beside one another (zeros below the last), then C (rounded up) int32: 128 * sum(w) of each channel.
+// A packed depthwise weight (KH, KW, C): for each block of 64 channels [KW][KH / 4, rounded up][64 channels][4], four
+// rows of the kernel beside one another (zeros below the last), then 64 int32: 128 * sum(w) of each channel. The 64
+// channels are in the order in which 128-bit shuffles interleave them: [c / 4 % 4][c / 16][c % 4].
 constexpr int64_t depthwise_size(int64_t kh, int64_t kw, int64_t c) {
   return round_up(c, 64) * 4 * (kw * (round_up(kh, 4) / 4) + 1);
 }
@@ -138,6 +142,8 @@ struct Kernels {
   // (N, K) int8 with rows `stride` apart and values `step` apart to the packed form.
   void (*pack)(const int8_t* w, int64_t stride, int64_t step, int64_t n, int64_t k, uint8_t* packed);
 
+  // (KH, KW, C) int8 to the packed form.
+  void (*pack_depthwise)(const int8_t* w, int64_t kernel_h, int64_t kernel_w, int64_t channels, uint8_t* packed);
   void (*depthwise)(const Window&, const uint8_t* packed, const Epilogue&, int64_t first, int64_t last);  // output lines
   void (*max_pool)(const Window&, uint8_t* out, int64_t out_stride, int64_t first, int64_t last);         // output lines
   void (*sum_pool)(const Window&, const Epilogue&, int64_t first, int64_t last);                          // output lines
@@ -153,5 +159,6 @@ struct Kernels {
   void (*layer_norm)(const Rows&, const float* scale, const float* bias, float epsilon, bool center, float multiplier,
                      int64_t first, int64_t last);
 };
+
 
 }  // namespace jaxq

@@ -1,6 +1,11 @@
 // The vectors of AVX512-VNNI: 16 lanes of 32 bits.
 #pragma once
+// GCC 12 warns of its own intrinsics.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include "kernels.h"
 
@@ -8,10 +13,13 @@ namespace jaxq {
 namespace JAXQ_ISA {
 
 constexpr int kLanes = 16;
+constexpr int kWidth = 4 * kLanes;  // bytes of a vector
 // Blocks of 16 channels that a piece of the matrix product takes at once, and its rows at most: their sums stay in
 // registers. Few rows take more blocks.
 constexpr int kWide = 3, kFewRows = 3, kManyBlocks = 8;
 constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 9 : 12; }
+// Output columns of a depthwise convolution whose accumulators (4 vectors each) stay in registers.
+constexpr int kColumns = 4;
 using I32 = __m512i;
 using F32 = __m512;
 
@@ -41,6 +49,10 @@ inline void store_bytes(uint8_t* p, I32 x, int64_t n) {
 }
 
 inline I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+inline I32 bit_xor(I32 a, I32 b) { return _mm512_xor_si512(a, b); }
+inline I32 bit_or(I32 a, I32 b) { return _mm512_or_si512(a, b); }
+inline I32 shift_left(I32 x, int bits) { return _mm512_slli_epi32(x, static_cast<unsigned>(bits)); }
+inline I32 shift_right(I32 x, int bits) { return _mm512_srli_epi32(x, static_cast<unsigned>(bits)); }  // logical
 inline I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
@@ -50,6 +62,17 @@ inline F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
 inline F32 to_float(I32 x) { return _mm512_cvtepi32_ps(x); }
 // Half to even.
 inline I32 round(F32 x) { return _mm512_cvtps_epi32(x); }
+inline F32 round_to_float(F32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// min and max give their second operand where one is NaN.
+inline F32 zero_where_nan(F32 x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x); }
+// a * b + c, rounded once where that is fast: not for what has to be exact.
+inline F32 mul_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+// x * 2**n, n a whole number in [-150, 127]; what is below the normal numbers may become 0.
+inline F32 times_power_of_two(F32 x, F32 n) { return _mm512_scalef_ps(x, n); }
+// The first n lanes of x, the others of y.
+inline F32 first_lanes(F32 x, F32 y, int64_t n) { return _mm512_mask_mov_ps(y, first(n), x); }
+inline float total(F32 x) { return _mm512_reduce_add_ps(x); }
+inline float largest(F32 x) { return _mm512_reduce_max_ps(x); }
 
 // 4 bytes in every lane.
 inline I32 all_bytes(const uint8_t* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
@@ -59,6 +82,75 @@ inline I32 dot4(I32 acc, I32 a, I32 b) { return _mm512_dpbusd_epi32(acc, a, b); 
 constexpr bool kTakesSigned = false, kTakesUnsigned = true;
 // A value that the compiler knows nothing of, in a register.
 inline void keep(I32& x) { asm volatile("" : "+v"(x)); }
+
+inline I32 load_bytes(const uint8_t* p, int64_t n) { return _mm512_maskz_loadu_epi8(first_bytes(n), p); }
+inline void put_bytes(uint8_t* p, I32 x) { _mm512_storeu_si512(p, x); }
+inline void put_bytes(uint8_t* p, I32 x, int64_t n) { _mm512_mask_storeu_epi8(p, first_bytes(n), x); }
+inline I32 splat(uint8_t x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+inline I32 max_s8(I32 a, I32 b) { return _mm512_max_epi8(a, b); }
+inline I32 min_s8(I32 a, I32 b) { return _mm512_min_epi8(a, b); }
+inline I32 max_u8(I32 a, I32 b) { return _mm512_max_epu8(a, b); }
+inline I32 min_u8(I32 a, I32 b) { return _mm512_min_epu8(a, b); }
+
+// A vector of bytes may consist of kParts parts of equal size that lie in different places, n bytes of each.
+template <int kParts>
+inline I32 load_parts(const uint8_t* const* p, int64_t n) {
+  static_assert(kParts == 1 || kParts == 2 || kParts == 4);
+  if constexpr (kParts == 1) return n == 64 ? load_bytes(p[0]) : load_bytes(p[0], n);
+  if constexpr (kParts == 2) {
+    const __mmask32 mask = static_cast<__mmask32>(first_bytes(n));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi8(mask, p[0])),
+                              _mm256_maskz_loadu_epi8(mask, p[1]), 1);
+  }
+  if constexpr (kParts == 4) {
+    const __mmask16 mask = first(n);
+    I32 x = _mm512_castsi128_si512(_mm_maskz_loadu_epi8(mask, p[0]));
+    x = _mm512_inserti32x4(x, _mm_maskz_loadu_epi8(mask, p[1]), 1);
+    x = _mm512_inserti32x4(x, _mm_maskz_loadu_epi8(mask, p[2]), 2);
+    return _mm512_inserti32x4(x, _mm_maskz_loadu_epi8(mask, p[3]), 3);
+  }
+}
+template <int kParts>
+inline void store_parts(uint8_t* const* p, I32 x, int64_t n) {
+  static_assert(kParts == 1 || kParts == 2 || kParts == 4);
+  if constexpr (kParts == 1) return n == 64 ? put_bytes(p[0], x) : put_bytes(p[0], x, n);
+  if constexpr (kParts == 2) {
+    const __mmask32 mask = static_cast<__mmask32>(first_bytes(n));
+    _mm256_mask_storeu_epi8(p[0], mask, _mm512_castsi512_si256(x));
+    _mm256_mask_storeu_epi8(p[1], mask, _mm512_extracti64x4_epi64(x, 1));
+  }
+  if constexpr (kParts == 4) {
+    const __mmask16 mask = first(n);
+    _mm_mask_storeu_epi8(p[0], mask, _mm512_castsi512_si128(x));
+    _mm_mask_storeu_epi8(p[1], mask, _mm512_extracti32x4_epi32(x, 1));
+    _mm_mask_storeu_epi8(p[2], mask, _mm512_extracti32x4_epi32(x, 2));
+    _mm_mask_storeu_epi8(p[3], mask, _mm512_extracti32x4_epi32(x, 3));
+  }
+}
+
+// Quad order: with 4 * kLanes channels in 4 vectors of 32-bit lanes, lane i of vector v is channel
+// i / 4 * 16 + v * 4 + i % 4. What 128-bit shuffles do at once.
+//
+// 4 rows of bytes to 4 vectors in quad order; the 4 bytes of a lane are those of the 4 rows.
+inline void interleave(I32 r0, I32 r1, I32 r2, I32 r3, I32* out) {
+  const I32 low01 = _mm512_unpacklo_epi8(r0, r1), high01 = _mm512_unpackhi_epi8(r0, r1);
+  const I32 low23 = _mm512_unpacklo_epi8(r2, r3), high23 = _mm512_unpackhi_epi8(r2, r3);
+  out[0] = _mm512_unpacklo_epi16(low01, low23);
+  out[1] = _mm512_unpackhi_epi16(low01, low23);
+  out[2] = _mm512_unpacklo_epi16(high01, high23);
+  out[3] = _mm512_unpackhi_epi16(high01, high23);
+}
+// 4 vectors in quad order to bytes in order, saturating.
+inline I32 quads_to_s8(I32 a, I32 b, I32 c, I32 d) {
+  return _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+}
+inline I32 quads_to_u8(I32 a, I32 b, I32 c, I32 d) {
+  return _mm512_packus_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+}
+// What follows it where the 4 vectors were in order.
+inline I32 in_order(I32 x) {
+  return _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), x);
+}
 
 // n bytes, each xor-ed with flip.
 inline void copy_bytes(uint8_t* to, const uint8_t* from, int64_t n, uint8_t flip) {

@@ -2,25 +2,50 @@
 // table, jaxq::JAXQ_ISA::kKernels.
 //
 // Nothing of the standard library's inline code may come in: the linker keeps one copy of it for the whole library, and
-// that copy would have instructions that not every machine knows.
+// that copy could have instructions that not every machine knows.
 #pragma once
 
-// The order matters: each file uses what the one before it defines.
+// The order matters: each file uses what the ones before it define.
 #include "registers.h"
 #include "epilogue.h"
 #include "gemm.h"
 #include "patches.h"
+#include "quads.h"
+#include "depthwise.h"
+#include "pool.h"
+#include "rows.h"
+#include "softmax.h"
+#include "norm.h"
 #include "peak.h"
 
-#define JAXQ_STRING(x) #x
-#define JAXQ_NAME(x) JAXQ_STRING(x)
+#define JAXQ_NAME_OF(isa) #isa
+#define JAXQ_NAME(isa) JAXQ_NAME_OF(isa)
 
 namespace jaxq {
 namespace JAXQ_ISA {
 
-inline void nothing() {}
+inline void nothing_to_set() {}
 
-constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA), kTakesSigned, kTakesUnsigned, nothing, nothing, peak, gemm, patches, pack};
+constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA),
+                              kTakesSigned,
+                              kTakesUnsigned,
+                              nothing_to_set,
+                              nothing_to_set,
+                              peak,
+                              gemm,
+                              patches,
+                              pack,
+                              pack_depthwise,
+                              depthwise,
+                              max_pool,
+                              sum_pool,
+                              elementwise,
+                              sum,
+                              table,
+                              quantize,
+                              dequantize,
+                              softmax,
+                              layer_norm};
 
 }  // namespace JAXQ_ISA
 }  // namespace jaxq

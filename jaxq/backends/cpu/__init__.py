@@ -1,0 +1,40 @@
+"""The backend for CPUs with int8 dot instructions: C++ kernels in an optional shared library, called through `jax.ffi`.
+
+    regions.py, takes.py   which nodes become one call
+    program.py, views.py   what the call does, and where its values lie
+    packing.py             weights in the kernels' form
+    call.py                the call as a JAX function
+    library.py, src/       the library
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxq.backends.cpu import library
+from jaxq.backends.cpu.call import lower
+from jaxq.backends.cpu.library import available, isa, isas, peak, tell_if_missing
+from jaxq.backends.cpu.packing import PackedWeight
+from jaxq.backends.cpu.program import packed_weights
+from jaxq.backends.cpu.regions import gather
+from jaxq.graph.node import Graph
+
+__all__ = ["available", "gather", "isa", "isas", "lower", "pack", "peak", "tell_if_missing"]
+
+# Its targets are known to XLA before anything is traced; this costs one dlopen and starts no backend of JAX.
+library.load()
+
+
+def pack(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a gathered graph with the weights packed that its regions read."""
+    packed: dict[str, Any] = dict(params)
+    for region in graph.nodes:
+        if region.op != "region":
+            continue
+        for index, form in packed_weights(region.attrs["body"]).items():
+            name = region.inputs[index].name
+            if not isinstance(packed[name], PackedWeight):
+                weight = form.pack(packed[name])
+                packed[name] = PackedWeight(jnp.asarray(weight.data), form)
+    return packed

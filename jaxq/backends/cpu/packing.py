@@ -1,0 +1,155 @@
+"""Weights in the form that the CPU kernels read: packed once, when a model is made or loaded, never in a call.
+
+One form serves all instruction sets (`src/kernels.h`). Of a matrix (N, K), for each block of 16 output channels, K / 4
+lines of 16 channels x 4 values, K padded to 64 with zeros, then 128 * sum(w) of each channel as int32. Of a depthwise
+convolution (KH, KW, C), for each column of the kernel KH / 4 lines of C channels x 4 rows, C padded to 64, then the same
+sums. A convolution of several groups is the matrices of its groups, one after another.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.graph.node import Node
+
+BLOCK, DEPTH, LANES = 16, 64, 64
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """An int8 weight, packed. It stands for the array that `unpack` gives, whose shape and dtype it has.
+
+    Attributes:
+      data: int8 (bytes,).
+      form: how `data` lies.
+    """
+
+    data: Any
+    form: "Form"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.form.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.int8)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.data.nbytes)
+
+    def unpack(self) -> Any:
+        """The weight as the graph has it."""
+        return self.form.unpack(self.data)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.form.unpack(np.asarray(self.data)), dtype)
+
+    def tree_flatten(self) -> tuple[tuple[Any], "Form"]:
+        return (self.data,), self.form
+
+    @classmethod
+    def tree_unflatten(cls, form: "Form", children: tuple[Any]) -> "PackedWeight":
+        return cls(children[0], form)
+
+
+@dataclass(frozen=True)
+class Form:
+    """`shape` of the weight as the graph has it: (N, K) of a dot, (spatial..., C / groups, O) of a conv."""
+
+    shape: tuple[int, ...]
+    groups: int = 1
+    depthwise: bool = False
+
+    @staticmethod
+    def of(node: Node) -> "Form":
+        """That of a conv's or dot's weight."""
+        shape, groups = node.operand("weight").aval.shape, node.attrs.get("groups", 1)
+        depthwise = groups > 1 and groups == node.operand("x").aval.shape[-1] == shape[-1]
+        return Form(shape, 1 if depthwise else groups, depthwise)
+
+    @property
+    def matrices(self) -> tuple[int, int, int]:
+        """Groups, output channels of a group N, and depth K."""
+        if len(self.shape) == 2:
+            return 1, *self.shape
+        return self.groups, self.shape[-1] // self.groups, prod(self.shape[:-1])
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        if self.depthwise:
+            height, width = self._kernel
+            return _up(self.shape[-1], LANES) * 4 * (width * _up(height, 4) // 4 + 1)
+        groups, n, k = self.matrices
+        return groups * _up(n, BLOCK) // BLOCK * (_up(k, DEPTH) * BLOCK + BLOCK * 4)
+
+    @property
+    def _kernel(self) -> tuple[int, int]:
+        """Height and width of a depthwise kernel of one or two spatial axes."""
+        height, width = (1, *self.shape[:-2])[-2:]
+        return height, width
+
+    def pack(self, weight: Any) -> PackedWeight:
+        """`weight`, an array or a tracer, packed."""
+        xp: Any = jnp if isinstance(weight, jax.core.Tracer) else np
+        weight = xp.asarray(weight)
+        data = self._pack_depthwise(xp, weight) if self.depthwise else self._pack_matrices(xp, weight)
+        return PackedWeight(data, self)
+
+    def unpack(self, data: Any) -> Any:
+        """The inverse of `pack`, of its data."""
+        xp: Any = np if isinstance(data, np.ndarray) else jnp
+        if self.depthwise:
+            height, width = self._kernel
+            channels = self.shape[-1]
+            lines = data[: _up(channels, LANES) * width * _up(height, 4)]
+            lines = lines.reshape(width, -1, _up(channels, LANES), 4)
+            rows = xp.transpose(lines, (1, 3, 0, 2)).reshape(-1, width, _up(channels, LANES))
+            return rows[:height, :, :channels].reshape(self.shape)
+        groups, n, k = self.matrices
+        blocks = data.reshape(groups, _up(n, BLOCK) // BLOCK, -1)[:, :, : -BLOCK * 4]
+        lines = blocks.reshape(groups, -1, _up(k, DEPTH) // 4, BLOCK, 4)
+        matrices = xp.transpose(lines, (0, 1, 3, 2, 4)).reshape(groups, _up(n, BLOCK), _up(k, DEPTH))[:, :n, :k]
+        if len(self.shape) == 2:
+            return matrices[0]
+        return xp.transpose(matrices, (2, 0, 1)).reshape(self.shape)
+
+    def _pack_matrices(self, xp: Any, weight: Any) -> Any:
+        groups, n, k = self.matrices
+        if len(self.shape) == 2:
+            matrices = weight[None]
+        else:
+            matrices = xp.transpose(weight.reshape(k, groups, n), (1, 2, 0))
+        matrices = xp.pad(matrices, ((0, 0), (0, -n % BLOCK), (0, -k % DEPTH)))
+        blocks = _up(n, BLOCK) // BLOCK
+        lines = matrices.reshape(groups, blocks, BLOCK, -1, 4)
+        lines = xp.transpose(lines, (0, 1, 3, 2, 4)).reshape(groups, blocks, -1)
+        sums = _bytes(xp, matrices.sum(-1, dtype=np.int32)).reshape(groups, blocks, -1)
+        return xp.concatenate([lines, sums], axis=-1).reshape(-1)
+
+    def _pack_depthwise(self, xp: Any, weight: Any) -> Any:
+        height, width = self._kernel
+        channels = self.shape[-1]
+        rows = xp.pad(weight.reshape(height, width, channels), ((0, -height % 4), (0, 0), (0, -channels % LANES)))
+        lines = xp.transpose(rows.reshape(-1, 4, width, rows.shape[-1]), (2, 0, 3, 1))
+        sums = _bytes(xp, rows.sum((0, 1), dtype=np.int32))
+        return xp.concatenate([lines.reshape(-1), sums])
+
+
+def _bytes(xp: Any, sums: Any) -> Any:
+    """128 * sums as the bytes of int32."""
+    scaled = 128 * sums
+    if xp is np:
+        return scaled.view(np.int8)
+    return jax.lax.bitcast_convert_type(scaled, jnp.int8).reshape(-1)
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,82 @@
+// Memory for what a call needs beside its buffers. It is kept from call to call: fresh pages cost more than the kernels.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+namespace jaxq {
+
+class Block {
+ public:
+  Block() = default;
+  explicit Block(int64_t size) : size_(size) {
+    data_ = static_cast<uint8_t*>(std::aligned_alloc(64, (static_cast<size_t>(size) + 127) / 64 * 64));
+    if (!data_) throw std::bad_alloc();
+  }
+  Block(Block&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Block& operator=(Block&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Block() { std::free(data_); }
+  uint8_t* data() const { return data_; }
+  int64_t size() const { return size_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+// The values inside a region, for one call. A few blocks wait for the next calls, whichever threads make them.
+class Arena {
+ public:
+  explicit Arena(int64_t size) {
+    {
+      std::lock_guard<std::mutex> lock(mutex());
+      auto& blocks = waiting();
+      for (auto& block : blocks) {
+        if (block.size() < size) continue;
+        block_ = std::move(block);
+        std::swap(block, blocks.back());
+        blocks.pop_back();
+        return;
+      }
+    }
+    block_ = Block(size);
+  }
+  ~Arena() {
+    std::lock_guard<std::mutex> lock(mutex());
+    auto& blocks = waiting();
+    if (blocks.size() == kKept) blocks.erase(blocks.begin());
+    blocks.push_back(std::move(block_));
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  uint8_t* data() const { return block_.data(); }
+
+ private:
+  static constexpr size_t kKept = 4;
+  // Never destroyed: a thread of XLA's may still be in a call when the process ends.
+  static std::mutex& mutex() {
+    static auto* mutex = new std::mutex;
+    return *mutex;
+  }
+  static std::vector<Block>& waiting() {
+    static auto* blocks = new std::vector<Block>;
+    return *blocks;
+  }
+  Block block_;
+};
+
+// A thread's own memory for a task's rows; valid until the thread asks again.
+inline uint8_t* thread_scratch(int64_t size) {
+  thread_local Block block;
+  if (block.size() < size) block = Block(size);
+  return block.data();
+}
+
+}  // namespace jaxq
