@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "kernels.h"
+#include "pieces.h"
 
 namespace jaxq {
 namespace JAXQ_ISA {
@@ -75,7 +75,7 @@ inline float total(F32 x) { return _mm512_reduce_add_ps(x); }
 inline float largest(F32 x) { return _mm512_reduce_max_ps(x); }
 
 // 4 bytes in every lane.
-inline I32 all_bytes(const uint8_t* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
+inline I32 all_bytes(const uint8_t* p) { return _mm512_set1_epi32(read<int32_t>(p)); }
 inline I32 load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 // acc + the sum over the 4 bytes of each lane of a (unsigned here, see kTakesSigned) * b (signed).
 inline I32 dot4(I32 acc, I32 a, I32 b) { return _mm512_dpbusd_epi32(acc, a, b); }
@@ -189,9 +189,7 @@ inline void look_up(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t
                     const uint8_t* table) {
   static const bool permutes = __builtin_cpu_supports("avx512vbmi");
   if (permutes) return look_up_by_permutation(to, to_stride, from, from_stride, rows, n, table);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < n; ++i) to[r * to_stride + i] = table[from[r * from_stride + i]];
-  }
+  look_up_one_by_one(to, to_stride, from, from_stride, rows, n, table);
 }
 
 }  // namespace JAXQ_ISA
