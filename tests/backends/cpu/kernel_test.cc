@@ -1,8 +1,9 @@
-// Every kernel of an instruction set against its plain definition, on random sizes in buffers of exactly their size.
+// Every kernel of every instruction set that this machine has against its plain definition, on random sizes in buffers
+// of exactly their size; and the bytes of exact kernels against those of the other instruction sets.
 //
-//     g++ -std=c++17 -O2 -DISA=avx512 -I jaxq/backends/cpu/src tests/backends/cpu/kernel_test.cc isa_avx512.o && ./a.out
-//
-// prints "N passed, N failed" and fails if one did; --bench [NAME] prints timings instead; a number is the seed.
+// test_kernels.py says how it is built. It prints "NAME: N passed, N failed" for each, and fails if one did. Arguments:
+// names of instruction sets (otherwise: all), a number (the seed), --bench [NAME] (timings, of what contains NAME,
+// instead); ROUNDS in the environment.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -16,20 +17,40 @@
 #include <string>
 #include <vector>
 
+#include "cpu_features.h"
 #include "kernels.h"
 
-#ifndef ISA
-#define ISA avx512
-#endif
-#define JOIN_(a, b) a##b
-#define JOIN(a, b) JOIN_(a, b)
-
 namespace jaxq {
-const Kernels* JOIN(kernels_, ISA)();
+
+const Kernels* kernels_generic();
+const Kernels* kernels_neon();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx512();
+const Kernels* kernels_amx();
 
 namespace {
 
-const Kernels& kernels = *JOIN(kernels_, ISA)();
+const Kernels* kernels_of(const std::string& name) {
+#ifdef JAXQ_HAVE_AMX
+  if (name == "amx") return kernels_amx();
+#endif
+#ifdef JAXQ_HAVE_AVX512
+  if (name == "avx512") return kernels_avx512();
+#endif
+#ifdef JAXQ_HAVE_AVXVNNI
+  if (name == "avxvnni") return kernels_avxvnni();
+#endif
+#ifdef JAXQ_HAVE_AVX2
+  if (name == "avx2") return kernels_avx2();
+#endif
+#ifdef JAXQ_HAVE_NEON
+  if (name == "neon") return kernels_neon();
+#endif
+  return name == "generic" ? kernels_generic() : nullptr;
+}
+
+const Kernels* kernels = nullptr;  // under test
 std::mt19937_64 generator(1);
 int passed = 0, failed = 0;
 
@@ -60,6 +81,14 @@ struct Buffer {
   T* memory;
   int64_t size;
 };
+
+// Of all that kernels wrote whose bytes are defined.
+uint64_t digest = 0;
+
+bool same(const Bytes& expected, const Buffer<uint8_t>& out) {
+  for (int64_t i = 0; i < out.size; ++i) digest = (digest ^ out[i]) * 0x100000001B3u;
+  return std::memcmp(expected.data(), out.memory, expected.size()) == 0;
+}
 
 void fill_random(uint8_t* p, int64_t n) {
   const bool extreme = chance(0.2);
@@ -173,7 +202,7 @@ struct Case {
     }
   }
 
-  bool right() const { return std::memcmp(before.data(), out.memory, before.size()) == 0; }
+  bool right() const { return same(before, out); }
 
   std::string describe() const {
     return " rows " + std::to_string(rows) + " channels " + std::to_string(channels) + " out " +
@@ -211,7 +240,7 @@ void in_parts(int64_t n, const std::function<void(int64_t, int64_t)>& run) {
   }
 }
 
-bool takes(DType dtype) { return dtype == DType::s8 ? kernels.takes_signed : kernels.takes_unsigned; }
+bool takes(DType dtype) { return dtype == DType::s8 ? kernels->takes_signed : kernels->takes_unsigned; }
 int correction_of(DType dtype) { return takes(dtype) ? 0 : dtype == DType::s8 ? -1 : 1; }
 
 void test_gemm() {
@@ -222,7 +251,7 @@ void test_gemm() {
   const int8_t* weight = reinterpret_cast<const int8_t*>(w.memory);
   // (N, K), or its transpose.
   const bool turned = chance(0.5);
-  kernels.pack(weight, turned ? 1 : k, turned ? n : 1, n, k, packed.memory);
+  kernels->pack(weight, turned ? 1 : k, turned ? n : 1, n, k, packed.memory);
   auto weight_at = [&](int64_t c, int64_t i) { return static_cast<int32_t>(turned ? weight[i * n + c] : weight[c * k + i]); };
   const int64_t lda = chance(0.5) ? k : k + between(0, 9), readable = (m - 1) * lda + round_up(k, kDepth);
   Buffer<uint8_t> a(readable), flipped(readable);
@@ -230,18 +259,18 @@ void test_gemm() {
   const bool flips = !takes(dtype);
   for (int64_t i = 0; i < readable; ++i) flipped[i] = static_cast<uint8_t>(a[i] ^ (flips ? 0x80 : 0));
   Case c(m, n, 127.0f * 127.0f * static_cast<float>(k));
-  kernels.enter();
+  kernels->enter();
   in_parts(m, [&](int64_t first, int64_t last) {
     const int64_t channel = between(0, (n - 1) / kBlock) * kBlock;
     for (int half = 0; half < 2; ++half) {
       const int64_t begin = half ? channel : 0, end = half ? n : channel;
       if (begin == end) continue;
-      kernels.gemm({flipped.memory + first * lda, lda, takes(DType::s8) && (flips || dtype == DType::s8),
+      kernels->gemm({flipped.memory + first * lda, lda, takes(DType::s8) && (flips || dtype == DType::s8),
                     correction_of(dtype), packed.memory + begin / kBlock * packed_block(k), k, last - first, first,
                     begin, end - begin, &c.e});
     }
   });
-  kernels.leave();
+  kernels->leave();
   for (int64_t r = 0; r < m; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       int32_t acc = 0;
@@ -249,6 +278,7 @@ void test_gemm() {
       c.expect(r, j, acc);
     }
   }
+  for (int64_t i = 0; i < packed.size; ++i) digest = (digest ^ packed[i]) * 0x100000001B3u;  // one form for all
   check(c.right(), "gemm k " + std::to_string(k) + c.describe());
 }
 
@@ -326,14 +356,14 @@ void test_patches() {
   Buffer<uint8_t> out((last - first - 1) * lda + k);
   fill_random(out.bytes(), out.size);
   Bytes expected(out.memory, out.memory + out.size);
-  kernels.patches({&image.w, first_channel, channels, flip, out.memory, lda}, first, last);
+  kernels->patches({&image.w, first_channel, channels, flip, out.memory, lda}, first, last);
   for (int64_t row = first; row < last; ++row) {
     image.taps(row, [&](int64_t i, int64_t j, const uint8_t* pixel) {
       uint8_t* to = expected.data() + (row - first) * lda + (i * image.w.kernel_w + j) * channels;
       for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<uint8_t>((pixel ? pixel[first_channel + c] : 0) ^ flip);
     });
   }
-  check(std::memcmp(expected.data(), out.memory, expected.size()) == 0, "patches" + image.describe());
+  check(same(expected, out), "patches" + image.describe());
 }
 
 void test_depthwise() {
@@ -344,9 +374,9 @@ void test_depthwise() {
   const Window& w = image.w;
   Buffer<uint8_t> weight(w.kernel_h * w.kernel_w * w.channels), packed(depthwise_size(w.kernel_h, w.kernel_w, w.channels));
   fill_random(weight.bytes(), weight.size);
-  kernels.pack_depthwise(reinterpret_cast<const int8_t*>(weight.memory), w.kernel_h, w.kernel_w, w.channels, packed.memory);
+  kernels->pack_depthwise(reinterpret_cast<const int8_t*>(weight.memory), w.kernel_h, w.kernel_w, w.channels, packed.memory);
   Case c(image.rows(), w.channels, 127.0f * 127.0f * static_cast<float>(w.kernel_h * w.kernel_w));
-  in_parts(image.lines(), [&](int64_t first, int64_t last) { kernels.depthwise(w, packed.memory, c.e, first, last); });
+  in_parts(image.lines(), [&](int64_t first, int64_t last) { kernels->depthwise(w, packed.memory, c.e, first, last); });
   std::vector<int32_t> acc(static_cast<size_t>(w.channels));
   for (int64_t row = 0; row < image.rows(); ++row) {
     std::fill(acc.begin(), acc.end(), 0);
@@ -379,7 +409,7 @@ void test_max_pool() {
   Buffer<uint8_t> out((image.rows() - 1) * stride + w.channels);
   fill_random(out.bytes(), out.size);
   Bytes expected(out.memory, out.memory + out.size);
-  in_parts(image.lines(), [&](int64_t first, int64_t last) { kernels.max_pool(w, out.memory, stride, first, last); });
+  in_parts(image.lines(), [&](int64_t first, int64_t last) { kernels->max_pool(w, out.memory, stride, first, last); });
   for (int64_t row = 0; row < image.rows(); ++row) {
     for (int64_t c = 0; c < w.channels; ++c) {
       int32_t most = -1000;
@@ -389,14 +419,14 @@ void test_max_pool() {
       expected[static_cast<size_t>(row * stride + c)] = static_cast<uint8_t>(most);
     }
   }
-  check(std::memcmp(expected.data(), out.memory, expected.size()) == 0, "max_pool" + image.describe());
+  check(same(expected, out), "max_pool" + image.describe());
 }
 
 void test_sum_pool() {
   Image image(chance(0.4) ? 3 : between(1, 12), chance(0.4) ? 3 : between(1, 12), false);
   const Window& w = image.w;
   Case c(image.rows(), w.channels, 127.0f * static_cast<float>(w.kernel_h * w.kernel_w));
-  in_parts(image.lines(), [&](int64_t first, int64_t last) { kernels.sum_pool(w, c.e, first, last); });
+  in_parts(image.lines(), [&](int64_t first, int64_t last) { kernels->sum_pool(w, c.e, first, last); });
   for (int64_t row = 0; row < image.rows(); ++row) {
     for (int64_t k = 0; k < w.channels; ++k) {
       int32_t acc = 0;
@@ -426,7 +456,7 @@ void test_elementwise() {
   op.x = x.memory;
   op.y = has_y ? y.memory : nullptr;
   Case c(rows, channels, has_y ? 127.0f * 127.0f : 127.0f);
-  in_parts(rows, [&](int64_t first, int64_t last) { kernels.elementwise(op, c.e, first, last); });
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->elementwise(op, c.e, first, last); });
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < channels; ++k) {
       int32_t acc = value(&x[r * op.x_stride + k], op.x_dtype);
@@ -445,7 +475,7 @@ void test_sum() {
   fill_random(x.bytes(), x.size);
   Case c(rows, channels, 127.0f * static_cast<float>(terms));
   in_parts(rows, [&](int64_t first, int64_t last) {
-    kernels.sum({x.memory, dtype, stride, terms, channels}, c.e, first, last);
+    kernels->sum({x.memory, dtype, stride, terms, channels}, c.e, first, last);
   });
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t k = 0; k < channels; ++k) {
@@ -470,7 +500,7 @@ struct Two {
     expected.assign(out.memory, out.memory + out.size);
   }
   float* row(int64_t i) { return reinterpret_cast<float*>(x.memory + i * stride); }
-  bool right() const { return std::memcmp(expected.data(), out.memory, expected.size()) == 0; }
+  bool right() const { return same(expected, out); }
   int64_t stride, out_stride;
   Buffer<uint8_t> x, out;
   Rows r;
@@ -490,7 +520,7 @@ void test_table() {
   Two t(DType::s8, DType::s8, rows, cols);
   Buffer<uint8_t> table(256);
   fill_random(table.bytes(), 256);
-  in_parts(rows, [&](int64_t first, int64_t last) { kernels.table(t.r, table.memory, first, last); });
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->table(t.r, table.memory, first, last); });
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; ++c) t.expected[static_cast<size_t>(r * t.out_stride + c)] = table[t.x[r * t.stride + c]];
   }
@@ -510,7 +540,7 @@ void test_quantize() {
       if (chance(0.2)) t.row(r)[c] = std::round(t.row(r)[c]) + 0.5f;
     }
   }
-  in_parts(rows, [&](int64_t first, int64_t last) { kernels.quantize(t.r, multiplier.memory, step, first, last); });
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->quantize(t.r, multiplier.memory, step, first, last); });
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
       t.expected[static_cast<size_t>(r * t.out_stride + c)] = quantized(t.row(r)[c], multiplier[c * step], dtype);
@@ -524,7 +554,7 @@ void test_dequantize() {
   Two t(some_bytes(), DType::f32, rows, cols);
   Buffer<float> scale(step ? cols : 1);
   fill_random(scale.memory, scale.size, 1.0f);
-  in_parts(rows, [&](int64_t first, int64_t last) { kernels.dequantize(t.r, scale.memory, step, first, last); });
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->dequantize(t.r, scale.memory, step, first, last); });
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; ++c) {
       const float y = static_cast<float>(value(&t.x[r * t.stride + c], t.r.x_dtype)) * scale[c * step];
@@ -561,7 +591,7 @@ void test_softmax() {
     if (chance(0.05)) t.row(r)[between(0, cols - 1)] = NAN;
     if (chance(0.05)) t.row(r)[between(0, cols - 1)] = INFINITY;
   }
-  in_parts(rows, [&](int64_t first, int64_t last) { kernels.softmax(t.r, multiplier, first, last); });
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->softmax(t.r, multiplier, first, last); });
   bool right = true;
   for (int64_t r = 0; r < rows; ++r) {
     double most = -INFINITY, total = 0;
@@ -596,7 +626,7 @@ void test_layer_norm() {
     for (int64_t c = 0; c < cols; ++c) t.row(r)[c] += shift;
   }
   in_parts(rows, [&](int64_t first, int64_t last) {
-    kernels.layer_norm(t.r, scales, biases, epsilon, center, multiplier, first, last);
+    kernels->layer_norm(t.r, scales, biases, epsilon, center, multiplier, first, last);
   });
   bool right = true;
   for (int64_t r = 0; r < rows; ++r) {
@@ -666,7 +696,7 @@ void bench_depthwise(int64_t size, int64_t channels, int64_t kernel, int64_t str
   Buffer<uint8_t> x(size * size * channels), w(kernel * kernel * channels), packed(depthwise_size(kernel, kernel, channels));
   fill_random(x.bytes(), x.size);
   fill_random(w.bytes(), w.size);
-  kernels.pack_depthwise(reinterpret_cast<int8_t*>(w.memory), kernel, kernel, channels, packed.memory);
+  kernels->pack_depthwise(reinterpret_cast<int8_t*>(w.memory), kernel, kernel, channels, packed.memory);
   const Window window = {x.memory, DType::s8, size, size, channels, channels, kernel, kernel, stride, stride, pad, pad,
                          1,        1,         out,  out};
   Plain p(out * out, channels);
@@ -675,7 +705,7 @@ void bench_depthwise(int64_t size, int64_t channels, int64_t kernel, int64_t str
                 static_cast<int>(kernel), static_cast<int>(stride), static_cast<int>(size), static_cast<int>(size),
                 static_cast<int>(channels));
   time(name, static_cast<double>(2 * out * out * channels * kernel * kernel), "GOP/s",
-       [&] { kernels.depthwise(window, packed.memory, p.e, 0, out); });
+       [&] { kernels->depthwise(window, packed.memory, p.e, 0, out); });
 }
 
 void bench() {
@@ -691,9 +721,9 @@ void bench() {
     Buffer<uint8_t> a(m * round_up(k, 64) + 64), b(packed_size(n, k)), w(n * k);
     fill_random(a.bytes(), a.size);
     fill_random(w.bytes(), w.size);
-    kernels.pack(reinterpret_cast<int8_t*>(w.memory), k, 1, n, k, b.memory);
+    kernels->pack(reinterpret_cast<int8_t*>(w.memory), k, 1, n, k, b.memory);
     Plain p(m, n);
-    kernels.enter();
+    kernels->enter();
     for (bool residual : {false, true}) {
       Buffer<uint8_t> r(m * n);
       fill_random(r.bytes(), r.size);
@@ -704,12 +734,12 @@ void bench() {
       time(name, static_cast<double>(2 * m * n * k), "GOP/s", [&] {
         const int64_t rows = std::max<int64_t>(1, 65536 / k);
         for (int64_t row = 0; row < m; row += rows) {
-          kernels.gemm({a.memory + row * k, k, kernels.takes_signed, kernels.takes_signed ? 0 : -1, b.memory, k,
+          kernels->gemm({a.memory + row * k, k, kernels->takes_signed, kernels->takes_signed ? 0 : -1, b.memory, k,
                         std::min(rows, m - row), row, 0, n, &p.e});
         }
       });
     }
-    kernels.leave();
+    kernels->leave();
   }
   {
     const int64_t channels = 64, size = 112;
@@ -717,7 +747,7 @@ void bench() {
     fill_random(x.bytes(), x.size);
     const Window window = {x.memory, DType::s8, size, size, channels, channels, 3, 3, 2, 2, 1, 1, 1, 1, 56, 56};
     time("max_pool 3x3 stride 2, 112x112x64", static_cast<double>(x.size + out.size), "GB/s",
-         [&] { kernels.max_pool(window, out.memory, channels, 0, 56); });
+         [&] { kernels->max_pool(window, out.memory, channels, 0, 56); });
   }
   {
     const int64_t channels = 256, size = 28;
@@ -726,7 +756,7 @@ void bench() {
     Plain p(size * size, channels);
     const Window window = {x.memory, DType::s8, size, size, channels, channels, 3, 3, 1, 1, 1, 1, 1, 1, size, size};
     time("sum_pool 3x3, 28x28x256", static_cast<double>(2 * x.size), "GB/s",
-         [&] { kernels.sum_pool(window, p.e, 0, size); });
+         [&] { kernels->sum_pool(window, p.e, 0, size); });
   }
   for (auto [terms, channels] : std::initializer_list<std::array<int64_t, 2>>{{49, 2048}, {49, 1280}, {3136, 64}, {12544, 32}}) {
     Buffer<uint8_t> x(terms * channels);
@@ -734,7 +764,7 @@ void bench() {
     Plain p(1, channels);
     char name[100];
     std::snprintf(name, sizeof name, "sum of %d rows of %d", static_cast<int>(terms), static_cast<int>(channels));
-    time(name, static_cast<double>(x.size), "GB/s", [&] { kernels.sum({x.memory, DType::s8, channels, terms, channels}, p.e, 0, 1); });
+    time(name, static_cast<double>(x.size), "GB/s", [&] { kernels->sum({x.memory, DType::s8, channels, terms, channels}, p.e, 0, 1); });
   }
   for (int64_t channels : {16, 24, 64, 256, 1024}) {
     const int64_t rows = 200704 / channels;
@@ -747,15 +777,15 @@ void bench() {
     char name[100];
     std::snprintf(name, sizeof name, "x + y, %d x %d", static_cast<int>(rows), static_cast<int>(channels));
     Elementwise op = {x.memory, DType::s8, channels, nullptr, DType::s8, 0, 1, 1, 1, channels};
-    time(name, static_cast<double>(3 * x.size), "GB/s", [&] { kernels.elementwise(op, p.e, 0, rows); });
+    time(name, static_cast<double>(3 * x.size), "GB/s", [&] { kernels->elementwise(op, p.e, 0, rows); });
     p.e.residual = nullptr;
     op = {x.memory, DType::s8, channels, y.memory, DType::s8, channels, rows, 1, 1, channels};
     std::snprintf(name, sizeof name, "x * y (one row), %d x %d", static_cast<int>(rows), static_cast<int>(channels));
-    time(name, static_cast<double>(2 * x.size), "GB/s", [&] { kernels.elementwise(op, p.e, 0, rows); });
+    time(name, static_cast<double>(2 * x.size), "GB/s", [&] { kernels->elementwise(op, p.e, 0, rows); });
     op.y = nullptr;
     p.e.table = table.memory;
     std::snprintf(name, sizeof name, "rescale and look up, %d x %d", static_cast<int>(rows), static_cast<int>(channels));
-    time(name, static_cast<double>(2 * x.size), "GB/s", [&] { kernels.elementwise(op, p.e, 0, rows); });
+    time(name, static_cast<double>(2 * x.size), "GB/s", [&] { kernels->elementwise(op, p.e, 0, rows); });
   }
   {
     const int64_t n = 224 * 224 * 3;
@@ -765,12 +795,12 @@ void bench() {
     fill_random(table.bytes(), 256);
     const float one = 1.0f;
     const Rows rows = {x.bytes(), DType::f32, 12, q.memory, DType::s8, 3, 3};
-    time("quantize 224x224x3", static_cast<double>(5 * n), "GB/s", [&] { kernels.quantize(rows, &one, 0, 0, n / 3); });
+    time("quantize 224x224x3", static_cast<double>(5 * n), "GB/s", [&] { kernels->quantize(rows, &one, 0, 0, n / 3); });
     const Rows back = {q.memory, DType::s8, 3, x.bytes(), DType::f32, 12, 3};
-    time("dequantize 224x224x3", static_cast<double>(5 * n), "GB/s", [&] { kernels.dequantize(back, &one, 0, 0, n / 3); });
+    time("dequantize 224x224x3", static_cast<double>(5 * n), "GB/s", [&] { kernels->dequantize(back, &one, 0, 0, n / 3); });
     Buffer<uint8_t> out(n);
     const Rows same = {q.memory, DType::s8, 3, out.memory, DType::s8, 3, 3};
-    time("table 224x224x3", static_cast<double>(2 * n), "GB/s", [&] { kernels.table(same, table.memory, 0, n / 3); });
+    time("table 224x224x3", static_cast<double>(2 * n), "GB/s", [&] { kernels->table(same, table.memory, 0, n / 3); });
   }
   for (DType dtype : {DType::f32, DType::s8}) {
     const char* to = dtype == DType::f32 ? "f32" : "s8";
@@ -781,31 +811,57 @@ void bench() {
     char name[100];
     const Rows rows = {x.bytes(), DType::f32, 512, out.bytes(), dtype, 128 * size_of(dtype), 128};
     std::snprintf(name, sizeof name, "softmax 1536 x 128 to %s", to);
-    time(name, 1536 * 128, "G/s", [&] { kernels.softmax(rows, 127.0f, 0, 1536); });
+    time(name, 1536 * 128, "G/s", [&] { kernels->softmax(rows, 127.0f, 0, 1536); });
     const Rows wide = {x.bytes(), DType::f32, 1536, out.bytes(), dtype, 384 * size_of(dtype), 384};
     std::snprintf(name, sizeof name, "layer_norm 128 x 384 to %s", to);
-    time(name, 128 * 384, "G/s", [&] { kernels.layer_norm(wide, scale.memory, bias.memory, 1e-6f, true, 30.0f, 0, 128); });
+    time(name, 128 * 384, "G/s", [&] { kernels->layer_norm(wide, scale.memory, bias.memory, 1e-6f, true, 30.0f, 0, 128); });
   }
 }
 
 int run(int argc, char** argv) {
+  std::vector<std::string> names;
+  uint64_t seed = 1;
+  bool benches = false;
   for (int i = 1; i < argc; ++i) {
     if (!std::strcmp(argv[i], "--bench")) {
-      if (i + 1 < argc) wanted = argv[i + 1];
-      bench();
-      return 0;
+      benches = true;
+      if (i + 1 < argc) wanted = argv[++i];
+    } else if (kernels_of(argv[i])) {
+      names.push_back(argv[i]);
+    } else {
+      seed = static_cast<uint64_t>(std::atoll(argv[i]));
     }
-    generator.seed(static_cast<uint64_t>(std::atoll(argv[i])));
   }
   void (*const tests[])() = {test_gemm,     test_patches, test_depthwise, test_depthwise,  test_max_pool, test_sum_pool,
                              test_elementwise, test_sum,  test_table,     test_quantize,   test_dequantize,
                              test_softmax,  test_layer_norm};
   const char* rounds = std::getenv("ROUNDS");
-  for (int i = 0; i < (rounds ? std::atoi(rounds) : 200); ++i) {
-    for (const auto test : tests) test();
+  std::string available = AvailableIsas();
+  uint64_t first_digest = 0;
+  bool right = true;
+  for (size_t at = 0, end; at <= available.size(); at = end + 1) {
+    end = std::min(available.find(',', at), available.size());
+    const std::string name = available.substr(at, end - at);
+    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) continue;
+    kernels = kernels_of(name);
+    if (benches) {
+      std::printf("%s, peak %.1f GOP/s\n", kernels->name, kernels->peak());
+      bench();
+      continue;
+    }
+    generator.seed(seed);
+    passed = failed = 0;
+    digest = 0xCBF29CE484222325u;
+    for (int i = 0; i < (rounds ? std::atoi(rounds) : 200); ++i) {
+      for (const auto test : tests) test();
+    }
+    if (!first_digest) first_digest = digest;
+    check(digest == first_digest, name + ": other bytes than the first instruction set's");
+    std::printf("%s: %d passed, %d failed, bytes %016llx\n", kernels->name, passed, failed,
+                static_cast<unsigned long long>(digest));
+    right &= !failed;
   }
-  std::printf("%s: %d passed, %d failed\n", kernels.name, passed, failed);
-  return failed ? 1 : 0;
+  return right ? 0 : 1;
 }
 
 }  // namespace

@@ -1,4 +1,7 @@
-#include "kernels.h"
+#define JAXQ_ISA neon
+#include "simd_neon.h"
+#include "table.h"
+
 namespace jaxq {
-const Kernels* kernels_neon() { return nullptr; }
+const Kernels* kernels_neon() { return &neon::kKernels; }
 }  // namespace jaxq

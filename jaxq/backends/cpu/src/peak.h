@@ -11,6 +11,31 @@ inline double seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
+// Rows and vectors of the matrix product's narrowest piece.
+constexpr int kPeakRows = rows_of(1), kPeakVectors = kBlock / kLanes;
+
+// Its dot products, on registers alone.
+__attribute__((noinline)) inline void dot_products(int64_t steps) {
+  Vectors<kPeakRows * kPeakVectors> acc;
+  each<kPeakRows * kPeakVectors>([&](auto i) JAXQ_INLINE { at<i.value>(acc) = zero(); });
+  I32 a = all(0x01020304), b = all(0x04030201);
+  for (; steps; --steps) {
+    Vectors<kPeakVectors> line;
+    each<kPeakVectors>([&](auto j) JAXQ_INLINE {
+      keep(b);
+      at<j.value>(line) = b;
+    });
+    each<kPeakRows>([&](auto i) JAXQ_INLINE {
+      keep(a);
+      each<kPeakVectors>([&](auto j) JAXQ_INLINE {
+        I32& sum = at<i.value * kPeakVectors + j.value>(acc);
+        sum = dot4(sum, a, at<j.value>(line));
+        keep(sum);
+      });
+    });
+  }
+}
+
 // 10^9 operations a second of `work(n)`, n steps of `operations` each: the best of 200 pieces of 0.1 ms, since others may
 // use the core meanwhile.
 template <typename Work>
@@ -31,24 +56,7 @@ double rate(const Work& work, double operations) {
   return best;
 }
 
-inline double peak() {
-  constexpr int kChains = kPeakChains;  // that do not wait for one another
-  Vectors<kChains> acc;
-  each<kChains>([&](auto i) JAXQ_INLINE { at<i.value>(acc) = zero(); });
-  const I32 a = all(0x01020304), b = all(0x04030201);
-  const double found = rate(
-      [&](int64_t steps) JAXQ_INLINE {
-        for (int64_t i = 0; i < steps; ++i) {
-          each<kChains>([&](auto j) JAXQ_INLINE { at<j.value>(acc) = dot4(at<j.value>(acc), a, b); });
-        }
-      },
-      2 * 4 * kLanes * kChains);
-  alignas(64) int32_t sink[kLanes];
-  each<kChains>([&](auto i) JAXQ_INLINE { acc.first = add(acc.first, at<i.value>(acc)); });
-  store(sink, acc.first);
-  asm volatile("" : : "m"(sink));
-  return found;
-}
+inline double peak() { return rate(dot_products, 2 * 4 * kBlock * kPeakRows); }
 
 }  // namespace JAXQ_ISA
 }  // namespace jaxq

@@ -7,7 +7,7 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
-#include "kernels.h"
+#include "pieces.h"
 
 namespace jaxq {
 namespace JAXQ_ISA {
@@ -18,7 +18,6 @@ constexpr int kWidth = 4 * kLanes;  // bytes of a vector
 // registers. Few rows take more blocks.
 constexpr int kWide = 3, kFewRows = 3, kManyBlocks = 8;
 constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 9 : 12; }
-constexpr int kPeakChains = 12;
 // Columns of one line, and of two, of the output of a depthwise convolution whose accumulators (4 vectors each) stay in
 // registers.
 constexpr int kColumns = 6, kColumnsOfTwo = 3;
@@ -27,9 +26,6 @@ using F32 = __m512;
 
 inline __mmask16 first(int64_t n) { return n >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << n) - 1); }
 inline __mmask64 first_bytes(int64_t n) { return n >= 64 ? ~0ull : (1ull << n) - 1; }
-
-// Makes the compiler hold x in a register, where it would rather load it again with every use.
-inline void keep(I32& x) { asm("" : "+v"(x)); }
 
 inline I32 zero() { return _mm512_setzero_si512(); }
 inline I32 all(int32_t x) { return _mm512_set1_epi32(x); }
@@ -82,11 +78,13 @@ inline float total(F32 x) { return _mm512_reduce_add_ps(x); }
 inline float largest(F32 x) { return _mm512_reduce_max_ps(x); }
 
 // 4 bytes in every lane.
-inline I32 all_bytes(const uint8_t* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
+inline I32 all_bytes(const uint8_t* p) { return _mm512_set1_epi32(read<int32_t>(p)); }
 inline I32 load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 // acc + the sum over the 4 bytes of each lane of a (unsigned here, see kTakesSigned) * b (signed).
 inline I32 dot4(I32 acc, I32 a, I32 b) { return _mm512_dpbusd_epi32(acc, a, b); }
 constexpr bool kTakesSigned = false, kTakesUnsigned = true;
+// Makes the compiler hold x in a register, where it would rather load it again with every use, and forget what it is.
+inline void keep(I32& x) { asm volatile("" : "+v"(x)); }
 
 inline I32 load_bytes(const uint8_t* p, int64_t n) { return _mm512_maskz_loadu_epi8(first_bytes(n), p); }
 inline void put_bytes(uint8_t* p, I32 x) { _mm512_storeu_si512(p, x); }
@@ -194,9 +192,7 @@ inline void look_up(uint8_t* to, int64_t to_stride, const uint8_t* from, int64_t
                     const uint8_t* table) {
   static const bool permutes = __builtin_cpu_supports("avx512vbmi");
   if (permutes) return look_up_by_permutation(to, to_stride, from, from_stride, rows, n, table);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t i = 0; i < n; ++i) to[r * to_stride + i] = table[from[r * from_stride + i]];
-  }
+  look_up_one_by_one(to, to_stride, from, from_stride, rows, n, table);
 }
 
 }  // namespace JAXQ_ISA

@@ -63,11 +63,16 @@ inline void softmax(const Rows& r, float multiplier, int64_t first, int64_t last
     if (rest) most = max(most, first_lanes(load(x + whole, rest), smallest, rest));
     most = all(largest(most));
 
-    F32 sums = all(0.0f);
-    for (int64_t c = 0; c < whole; c += kLanes) {
-      const F32 y = exp_of_negative(sub(load(x + c), most));
-      if (keeps) store(kept + c, y);
-      sums = add(sums, y);
+    F32 sums = all(0.0f);  // of partial sums, so that few roundings follow one another
+    for (int64_t begin = 0; begin < whole; begin += 32 * kLanes) {
+      const int64_t end = begin + 32 * kLanes < whole ? begin + 32 * kLanes : whole;
+      F32 part = all(0.0f);
+      for (int64_t c = begin; c < end; c += kLanes) {
+        const F32 y = exp_of_negative(sub(load(x + c), most));
+        if (keeps) store(kept + c, y);
+        part = add(part, y);
+      }
+      sums = add(sums, part);
     }
     if (rest) {
       const F32 y = exp_of_negative(sub(load(x + whole, rest), most));

@@ -1,5 +1,22 @@
-// The table of this instruction set.
+// The kernels over the vectors of one instruction set, JAXQ_ISA, whose simd_*.h is included before this file, and their
+// table, jaxq::JAXQ_ISA::kKernels.
+//
+// Nothing of the standard library's inline code may come in: the linker keeps one copy of it for the whole library, and
+// that copy could have instructions that not every machine knows.
 #pragma once
+
+// The order matters: each file uses what the ones before it define.
+#include "registers.h"
+#include "epilogue.h"
+#include "gemm.h"
+#include "patches.h"
+#include "quads.h"
+#include "depthwise.h"
+#include "pool.h"
+#include "rows.h"
+#include "softmax.h"
+#include "norm.h"
+#include "peak.h"
 
 #define JAXQ_NAME_OF(isa) #isa
 #define JAXQ_NAME(isa) JAXQ_NAME_OF(isa)
