@@ -21,7 +21,8 @@ from jaxq.graph.node import Graph, Node
 
 
 def gather(graph: Graph) -> Graph:
-    """The graph with the CPU's regions, where there are kernels for it."""
+    """The graph with the CPU's regions, where there are kernels for it; a line in the log where there are none."""
+    cpu.tell_if_missing()
     return cpu.gather(graph) if cpu.available() is None else graph
 
 
@@ -32,13 +33,13 @@ def prepare(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:
     return cpu.pack(graph, params)
 
 
-def plain(params: Mapping[str, Any]) -> dict[str, Any]:
+def plain(params: Mapping[Any, Any]) -> dict[Any, Any]:
     """The parameters as the graph has them."""
     return {name: value.unpack() if isinstance(value, PackedWeight) else value for name, value in params.items()}
 
 
 def choose(node: Node) -> Callable[..., Any]:
-    """The node's function: Pallas on NVIDIA GPUs and the CPU's kernels where they take it, XLA everywhere else. (Which of
+    """The node's function: Pallas on NVIDIA GPUs and the CPU's kernels where they take it, XLA elsewhere. (Which of
     them is faster for a shape is for a measurement to say, not for this table.)"""
     if node.op == "region":
         return _region(node)

@@ -1,18 +1,18 @@
 """The CPU's kernels give the reference's bits: drawn nodes, whole networks, every transform of JAX."""
 
-import threading
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from networks import equations
 
 from jaxq.backends import choose, cpu, gather, prepare
-from jaxq.backends.cpu.packing import Form, PackedWeight
-from jaxq.graph.evaluate import accumulate, evaluate, reference
+from jaxq.backends.cpu import regions
+from jaxq.graph.evaluate import accumulate, evaluate
 from jaxq.graph.node import Aval, Graph, Node, QType, constant
+from jaxq.graph.primitives import BY_NAME
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
 
@@ -126,3 +126,132 @@ def test_dots(data):
     shape = draw(st.sampled_from([(2, rows, n), (1, rows, n), (2, 1, n), (n,), (2, rows, 1), (2, 1, 1)]))
     residual = draw(st.sampled_from([None, integers(rng, shape, "int8"), rng.normal(size=shape).astype(np.float32)]))
     check(*int8_node("dot", {}, {"x": x, "weight": weight}, draw(outputs), rng, residual=residual))
+
+
+@settings(max_examples=12, deadline=None, phases=[Phase.generate])
+@given(st.data())
+def test_products_of_two_values(data):
+    """With the operands as attention has them: transposed views of (batch, rows, heads, depth)."""
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    heads, m, n, k = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 40)),
+        draw(st.integers(1, 70)),
+    )
+    x, y = integers(rng, (2, heads, m, k), draw(dtypes)), integers(rng, (2, heads, n, k), "int8")
+    shape = draw(st.sampled_from([None, (2, heads, m, n), (2, 1, 1, n), (m, 1)]))
+    residual = None if shape is None else rng.normal(size=shape).astype(np.float32) * 20
+    node, arrays = int8_node("matmul", {}, {"x": x, "y": y}, draw(outputs), rng, residual=residual)
+    turned = {}
+    for role, permutation in (("x", (0, 2, 1, 3)), ("y", draw(st.sampled_from([(0, 2, 1, 3), (0, 3, 1, 2)])))):
+        whole = node.operand(role)
+        stored = np.ascontiguousarray(np.transpose(arrays[role], permutation))
+        arrays[role] = stored
+        inverse = tuple(np.argsort(permutation).tolist())
+        turned[role] = Node(
+            "transpose", (source(stored, role),), {"permutation": inverse}, whole.aval, f"{role}/turned"
+        )
+        turned[role] = turned[role].replace(qtype=whole.qtype)
+    operands = {role: turned.get(role, node.operand(role)) for role in node.roles}
+    check(node.with_operands(operands), arrays)
+
+
+def window(size, strides, padding, rank=2):
+    return {
+        "window_dimensions": (1, *size, 1),
+        "window_strides": (1, *strides, 1),
+        "padding": ((0, 0), *padding, (0, 0)),
+        "base_dilation": (1,) * (rank + 2),
+        "window_dilation": (1,) * (rank + 2),
+    }
+
+
+@pytest.fixture
+def every_node_is_a_region(monkeypatch):
+    monkeypatch.setattr(regions, "is_worth_a_call", lambda nodes: True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("channels", [3, 64, 130])
+def test_what_is_no_product(every_node_is_a_region, dtype, channels):
+    rng = np.random.default_rng(channels)
+    x = integers(rng, (2, 9, 8, channels), dtype)
+    for attrs in (window((3, 3), (2, 1), ((1, 1), (0, 1))), window((2, 5), (1, 2), ((0, 0), (2, 2)))):
+        shape = jax.eval_shape(lambda x, a=attrs: BY_NAME["reduce_window_max"].apply(x, **a), x).shape
+        pool = Node("reduce_window_max", (source(x),), attrs, Aval(shape, x.dtype), "pool", qtype=QType(dtype, 1.0))
+        check(pool, {"x": x})
+        check(*int8_node("window_sum", {"window": attrs}, {"x": x}, "int8", rng))
+    check(*int8_node("sum", {"axes": (1, 2)}, {"x": x}, "uint8", rng))
+    residual = integers(rng, x.shape, "int8")
+    check(*int8_node("affine", {}, {"x": x}, "int8", rng, residual=residual))
+    check(*int8_node("affine", {}, {"x": x}, "uint8", rng, residual=integers(rng, (9, 1, channels), "uint8")))
+    check(*int8_node("affine", {}, {"x": x}, "uint8", rng, table=True))
+    for shape in ((2, 1, 1, channels), x.shape, (8, 1)):
+        check(*int8_node("product", {}, {"x": x, "y": integers(rng, shape, "uint8")}, "int8", rng))
+
+
+@pytest.mark.parametrize("op", ["softmax", "layer_norm"])
+@pytest.mark.parametrize("columns", [7, 128, 200])
+def test_floats_between_bytes(every_node_is_a_region, op, columns):
+    """Within one step after requantizing."""
+    rng = np.random.default_rng(columns)
+    x = rng.normal(0, 3, (3, 5, columns)).astype(np.float32)
+    attrs = {"epsilon": 1e-6, "center": True} if op == "layer_norm" else {}
+    floats = Node(op, (source(x),), attrs, Aval(x.shape, x.dtype), op, ("x",))
+    dtype, scale = ("uint8", 0.2 / 255) if op == "softmax" else ("int8", 3 / 127)
+    inputs = (floats, constant(np.float32(1 / scale)))
+    bytes_ = Node("quantize", inputs, {}, Aval(x.shape, np.dtype(dtype)), "q", ("x", "multiplier"), QType(dtype, scale))
+    graph = Graph(floats.inputs, (bytes_,))
+    found = jax.jit(lambda x: evaluate(gather(graph), {}, [x], choose)[0])(x)
+    expected = evaluate(graph, {}, [jnp.asarray(x)])[0]
+    assert np.max(np.abs(found.astype(np.int32) - expected.astype(np.int32))) <= 1
+    assert np.mean(found != expected) < 0.01
+
+
+def calls(function, *args):
+    return [e for e in equations(jax.make_jaxpr(function)(*args)) if e.primitive.name == "ffi_call"]
+
+
+def test_vmap_makes_one_larger_batch(small_cnn):
+    qmodel, x = small_cnn.qmodel, jnp.stack([small_cnn.x, small_cnn.x[::-1]])
+    batched = jax.vmap(qmodel)
+    assert len(calls(batched, x)) == len(calls(qmodel, x[0]))
+    np.testing.assert_array_equal(jax.jit(batched)(x), jnp.stack([qmodel(x[0]), qmodel(x[1])]))
+
+
+def test_weights_of_their_own_for_every_example(small_cnn):
+    qmodel, x = small_cnn.qmodel, small_cnn.x
+    two = jax.tree.map(lambda a: jnp.stack([a, a]), qmodel.params)
+    found = jax.jit(jax.vmap(qmodel.apply, (0, None)))(two, x)
+    np.testing.assert_array_equal(found, jnp.stack([qmodel(x)] * 2))
+
+
+def test_weights_that_are_not_packed(small_cnn):
+    plain = {name: jnp.asarray(np.asarray(value)) for name, value in small_cnn.qmodel.params.items()}
+    np.testing.assert_array_equal(small_cnn.qmodel.apply(plain, small_cnn.x), small_cnn.qmodel(small_cnn.x))
+
+
+def test_many_threads(small_cnn):
+    qmodel, x = small_cnn.qmodel, small_cnn.x
+    expected, wrong = np.asarray(qmodel(x)), []
+
+    def work():
+        for _ in range(20):
+            if not np.array_equal(qmodel(x), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("program", [[], [2, 0, 0, 0], [1, 0, 0, 1], [1, 0, 0, 1, 99], [1, 64, 0, 1, 7, 5, 5, 9, 0]])
+def test_a_foreign_program_is_an_error(program):
+    call = jax.ffi.ffi_call(cpu.library.TARGET, [jax.ShapeDtypeStruct((4,), np.int8)])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="jaxq: the program"):
+        jax.block_until_ready(jax.jit(lambda x: call(x, program=np.asarray(program, np.int64)))(jnp.zeros(4, jnp.int8)))

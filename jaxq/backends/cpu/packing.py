@@ -2,9 +2,9 @@
 
 One form serves all instruction sets (`src/kernels.h`). Of a matrix (N, K), for each block of 16 output channels, K / 4
 lines of 16 channels x 4 values, K padded to 64 with zeros, then 128 * sum(w) of each channel as int32. Of a depthwise
-convolution (KH, KW, C), for each block of 64 channels and each column of the kernel KH / 4 lines of 64 channels x 4 rows,
-then the same sums; the channels (4 x 4 x 4) with their first two axes swapped, as 128-bit shuffles interleave them. A
-convolution of several groups is the matrices of its groups, one after another.
+convolution (KH, KW, C), for each block of 64 channels and each column of the kernel KH / 4 lines of 64 channels
+x 4 rows, then the same sums; the channels (4 x 4 x 4) with their first two axes swapped, as 128-bit shuffles interleave
+them. A convolution of several groups is the matrices of its groups, one after another.
 """
 
 from dataclasses import dataclass
@@ -123,10 +123,8 @@ class Form:
 
     def _pack_matrices(self, xp: Any, weight: Any) -> Any:
         groups, n, k = self.matrices
-        if len(self.shape) == 2:
-            matrices = weight[None]
-        else:
-            matrices = xp.transpose(weight.reshape(k, groups, n), (1, 2, 0))
+        is_dot = len(self.shape) == 2
+        matrices = weight[None] if is_dot else xp.transpose(weight.reshape(k, groups, n), (1, 2, 0))
         matrices = xp.pad(matrices, ((0, 0), (0, -n % BLOCK), (0, -k % DEPTH)))
         blocks = _up(n, BLOCK) // BLOCK
         lines = matrices.reshape(groups, blocks, BLOCK, -1, 4)

@@ -131,7 +131,7 @@ class _Encoder(Values):
     def _dot(self, node: Node) -> None:
         x, rows, stride = self.rows(self.views[node.operand("x")])
         depth = x.shape[-1]
-        window = [rows, x, _DTYPE[x.dtype.name], 1, 1, depth, stride, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+        window: list[Field] = [rows, x, _DTYPE[x.dtype.name], 1, 1, depth, stride, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
         weight = self.views[node.operand("weight")]
         self.work += prod(node.aval.shape) * depth
         epilogue = self._epilogue(node)
@@ -210,12 +210,12 @@ class _Encoder(Values):
         view, _, stride = self.rows(self.views[y])
         how = Broadcast.of(y.aval.shape, node.aval.shape)
         assert how is not None, node
-        fields = [view, _DTYPE[view.dtype.name], stride, how.repeat, how.period, how.step]
+        fields: list[Field] = [view, _DTYPE[view.dtype.name], stride, how.repeat, how.period, how.step]
         self._elementwise(node, fields)
 
     def _elementwise(self, node: Node, y: Sequence[Field]) -> None:
         x, rows, stride = self.rows(self.views[node.operand("x")])
-        source = [x, _DTYPE[x.dtype.name], stride]
+        source: list[Field] = [x, _DTYPE[x.dtype.name], stride]
         epilogue = self._epilogue(node)
         self.emit("elementwise", rows, x.shape[-1], *source, *y, *epilogue)
 
@@ -264,13 +264,10 @@ class _Encoder(Values):
 
     def _by_rows(self, node: Node) -> None:
         """quantize, dequantize, table, softmax and layer_norm."""
-        quantizer = None
-        if node.op == "quantize" and node.operand("x").op in ("softmax", "layer_norm"):
-            if self._is_part_of_next(node.operand("x")):
-                quantizer, node = node, node.operand("x")
-        result = quantizer or node
+        quantizer, result = None, node
+        if node.op == "quantize" and self._is_part_of_next(node.operand("x")):
+            quantizer, node = node, node.operand("x")
         x, rows, stride = self.rows(self.views[node.operand("x")])
-        source = x
         operands = self._row_operands(node, quantizer)
         target = self.target(result)
         out = target.rows()
@@ -280,7 +277,7 @@ class _Encoder(Values):
         else:
             whole = target
         assert out is not None
-        fields = [rows, x.shape[-1], source, _DTYPE[x.dtype.name], stride]
+        fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride]
         self.emit(node.op, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
         if whole is not target:
             self.copy(target, whole)

@@ -4,7 +4,7 @@ A node's level counts how often a path to it changes from nodes that are not tak
 one level are a region: no path leaves it and comes back, since it would come back on a higher level.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxq.backends.cpu.takes import why_not
@@ -19,15 +19,15 @@ class Unbound:
 
 
 def gather(graph: Graph) -> Graph:
-    """The int8 graph with every region as one "region" node: attrs["body"] is its graph, whose inputs stand for the node's,
-    and attrs["unbound"] the same for any batch. Bodies of scan, while and cond stay as they are."""
+    """The int8 graph with every region as one "region" node: attrs["body"] is its graph, whose inputs stand for the
+    node's, and attrs["unbound"] the same for any batch. Bodies of scan, while and cond stay as they are."""
     taken = {node for node in graph.nodes if node.op != "input" and not node.is_constant and why_not(node) is None}
     members: dict[int, list[Node]] = {}
     for node, level in _levels(graph, taken).items():
         if node in taken:
             members.setdefault(level, []).append(node)
     new: dict[Node, Node] = {}
-    regions = {node: nodes for nodes in members.values() if any(n.op in ANCHORS for n in nodes) for node in nodes}
+    regions = {node: nodes for nodes in members.values() if is_worth_a_call(nodes) for node in nodes}
     for node in _ordered(graph, regions):
         if node in new:
             continue
@@ -37,6 +37,11 @@ def gather(graph: Graph) -> Graph:
             moved = tuple(new[source] for source in node.inputs)
             new[node] = node if moved == node.inputs else node.replace(inputs=moved)
     return Graph(graph.inputs, tuple(new[node] for node in graph.outputs))
+
+
+def is_worth_a_call(nodes: Sequence[Node]) -> bool:
+    """XLA does what is not a product as fast, and fuses it with the floats around it."""
+    return any(node.op in ANCHORS for node in nodes)
 
 
 def _levels(graph: Graph, taken: set[Node]) -> dict[Node, int]:

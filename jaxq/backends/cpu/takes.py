@@ -1,6 +1,8 @@
 """Which nodes the CPU kernels take. One look at the node, whose dimensions may follow the batch (`Dim`)."""
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 from jaxq.backends.cpu.views import Broadcast
 from jaxq.graph.node import ACCUMULATING, Aval, Node
@@ -60,14 +62,14 @@ def _epilogue(node: Node) -> str | None:
     return _broadcasts(residual.aval.shape, node.aval.shape, axes)
 
 
-def _broadcasts(operand: tuple, result: tuple, batch_axes: int = 0) -> str | None:
+def _broadcasts(operand: tuple[Any, ...], result: tuple[Any, ...], batch_axes: int = 0) -> str | None:
     """Any axes of a batch are strided over; the others have to broadcast as rows do."""
     shape = (1,) * (len(result) - len(operand)) + tuple(operand)
     fits = Broadcast.of(_sized(shape[batch_axes:]), _sized(result[batch_axes:]))
     return "an operand is broadcast over axes in the middle" if fits is None else None
 
 
-def _sized(shape: tuple) -> tuple[int, ...]:
+def _sized(shape: tuple[Any, ...]) -> tuple[int, ...]:
     """Axes that follow the batch as some number that no other axis has."""
     return tuple(dim if isinstance(dim, int) else 10007 for dim in shape)
 
@@ -111,7 +113,7 @@ def _conv(node: Node) -> str | None:
     return None if node.operand("weight").is_constant else "its kernel is not constant"
 
 
-def _window(node: Node, attrs: dict) -> str | None:
+def _window(node: Node, attrs: Mapping[str, Any]) -> str | None:
     sizes = attrs["window_dimensions"]
     rank = len(sizes)
     still = (0, rank - 1)

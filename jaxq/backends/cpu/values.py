@@ -98,8 +98,8 @@ class Values:
         return target
 
     def _inside(self, node: Node, user: Node) -> View | None:
-        """The node's place in its only user's value, if that is a concatenation of channels, or a transpose that its rows
-        can be strided over."""
+        """The node's place in its only user's value, if that is a concatenation of channels, or a transpose that its
+        rows can be strided over."""
         if (
             user.op == "concatenate"
             and user.attrs["dimension"] == len(user.aval.shape) - 1

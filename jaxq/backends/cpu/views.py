@@ -103,8 +103,8 @@ def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Broadcast:
-    """How rows of an operand go with the rows of a result: row (r // repeat) % period, `step` 0 where one value stands for
-    all channels."""
+    """How rows of an operand go with the rows of a result: row (r // repeat) % period, `step` 0 where one value stands
+    for all channels."""
 
     repeat: int
     period: int
@@ -130,8 +130,8 @@ class Arena:
     storages: list[Storage] = field(default_factory=list)
 
     def layout(self) -> int:
-        """Gives every storage its offset; the size in bytes. The largest are placed first, each at the lowest place that is
-        free while it is needed."""
+        """Gives every storage its offset; the size in bytes. The largest are placed first, each at the lowest
+        place that is free while it is needed."""
         placed: list[Storage] = []
         for storage in sorted(self.storages, key=lambda s: -s.size):
             beside = sorted(
