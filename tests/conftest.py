@@ -20,6 +20,14 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, prin
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fresh_caches() -> Iterator[None]:
+    """What a module compiled is not kept for the next: JAX's caches would grow to gigabytes, and each collection of
+    garbage with them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def standard_promotion() -> Iterator[None]:
     """For tests of models that need JAX's own default: `flax.linen.avg_pool` divides a float by a numpy integer."""

@@ -112,7 +112,7 @@ def convs(draw):
     return node, data
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.generate])
+@settings(max_examples=15, deadline=None, phases=[Phase.generate])
 @given(convs())
 def test_convolutions(case):
     check(*case)
