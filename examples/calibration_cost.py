@@ -4,8 +4,9 @@
     python calibration_cost.py [--images FOLDER] [--pictures 128] [--batch-size 32]
 
 Each batch runs through the user's own float function, `jax.jit(model.apply)`, and is then counted by `jaxq.calibrate`,
-turn by turn in one process, so that a busy machine slows both. Apart from that it tells what XLA takes to compile, in
-the first batch, and what method "auto" takes after the last, to measure its candidates on some of the pictures.
+turn by turn in one process, so that a busy machine slows both; after the last, method "auto" measures its candidates on
+some of the pictures. The table tells what each takes to run, without the first batch, in which XLA compiles; what all
+of calibration takes for all the batches, as a multiple of the float forward pass; and the same of compiling.
 Without a folder the pictures are noise, which costs the same.
 """
 
@@ -67,11 +68,11 @@ def read_batches(folder: Path | None, pictures: int, batch_size: int) -> Iterato
 
 
 def measure(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> None:
-    """Prints a line for the network."""
+    """Prints two lines for the network."""
     variables: Any = jax.jit(model.init)(jax.random.key(0), batches[0])
     forward = jax.jit(model.apply)
     in_float, counted = [], []
-    compiling = {"float": 0.0, "calibrate": 0.0}
+    compiling = {"float": 0.0, "calibrate": 0.0, "auto": 0.0}
     now = "calibrate"
 
     def add_compile_time(event: str, duration_secs: float, **_: Any) -> None:
@@ -87,19 +88,28 @@ def measure(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> None:
             now, start = "calibrate", time.perf_counter()
             yield batch  # and come back when it is counted
             counted.append(time.perf_counter() - start)
+        now = "auto"
         counted.append(time.perf_counter())
 
     jax.monitoring.register_event_duration_secs_listener(add_compile_time)
     jaxq.calibrate(model, variables, stopwatch())
-    measuring = time.perf_counter() - counted.pop()
     jax.monitoring.unregister_event_duration_listener(add_compile_time)
+    auto = time.perf_counter() - counted.pop() - compiling["auto"]
     warm = slice(1, None)  # the first batch compiles
     a, b = np.array(in_float[warm]), np.array(counted[warm])
-    c, d = compiling.values()
+    ratio = np.median(b / a)
+    whole = ratio + auto / (a.mean() * len(batches))
+    print_line(name, "run", a.sum(), b.sum(), ratio, auto, whole)
+    x, y, z = compiling.values()
+    print_line("", "compile", x, y, y / x, z, (y + z) / x)
+
+
+def print_line(*cells: str | float) -> None:
+    """Two words and seconds, the third and the fifth of them multiples."""
+    name, what, *numbers = cells
+    units = "ssxsx"
     print(
-        f"{name:18}{a.sum():8.2f} s{b.sum():8.2f} s{np.median(b / a):8.2f} x{c:12.2f} s{d:8.2f} s{d / c:8.2f} x"
-        f"{measuring:8.1f} s",
-        flush=True,
+        f"{name:20}{what:10}" + "".join(f"{x:12.2f} {unit}" for x, unit in zip(numbers, units, strict=True)), flush=True
     )
 
 
@@ -112,9 +122,7 @@ def main() -> None:
     if args.pictures % args.batch_size or args.pictures < 2 * args.batch_size:
         parser.error("--pictures: takes two batches or more, all full: every new size of a batch compiles")
     batches = list(read_batches(args.images, args.pictures, args.batch_size))
-    print(
-        f"{'':18}{'float':>10}{'calibrate':>10}{'ratio':>10}{'compile':>14}{'calibrate':>10}{'ratio':>10}{'auto':>10}"
-    )
+    print(" " * 30 + "".join(f"{title:>14}" for title in ("float", "calibrate", "ratio", "auto", "with auto")))
     measure("EfficientNet-Lite0", EfficientNetLite0(), batches)
     measure("ResNet-50", ResNet50(), batches)
 

@@ -27,6 +27,7 @@ from jaxq.graph.trace import Traced, trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function, is_nnx
 from jaxq.passes import scales
+from jaxq.passes.measure import measure_errors
 from jaxq.passes.place import Placement, place
 from jaxq.plan import artifact
 from jaxq.plan.plan import Plan
@@ -145,6 +146,11 @@ def _checked(config: QuantConfig | None) -> QuantConfig:
 
 def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:
     """The variables and the batches, which for an NNX module stand in the place of the variables."""
+    if isinstance(jnp.zeros(()), jax.core.Tracer):
+        raise UnsupportedError(
+            "quantize and calibrate compute with numbers, which there are none inside jax.jit and other transforms: "
+            "call them outside, and their result inside"
+        )
     if not is_nnx(model):
         return variables, batches
     if variables is not None and batches is not None:
@@ -218,6 +224,7 @@ def _calibrate(
         stream,
         NUM_SAMPLES if automatic else 0,
         network.fingerprint,
+        backends.calibration(),
         mesh=mesh,
         settled=settled if until == "settled" else None,
         checkpoint=checkpoint,
@@ -237,11 +244,13 @@ def _errors(
     if not samples:
         return stored
     histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
-    known = scales.measured_sums(placement, stored)
-    found = {tensor.name: set(candidates(tensor, histograms, percentile).values()) for tensor in tensors}
-    if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
-        return stored
-    measured = scales.measure_errors(network.graph, placement, tensors, histograms, samples, percentile)
+    if stored:
+        known = scales.measured_sums(placement, stored)
+        found = {tensor.name: set(candidates(tensor, histograms, percentile).values()) for tensor in tensors}
+        if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
+            return stored
+    kernels = backends.calibration()
+    measured = measure_errors(network.graph, placement, tensors, histograms, samples, percentile, kernels)
     return {**stored, **measured}
 
 

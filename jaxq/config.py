@@ -37,6 +37,8 @@ class LayerRule:
 
     def __post_init__(self) -> None:
         where = f"LayerRule({self.pattern!r})"
+        if not isinstance(self.quantize, bool):
+            raise UnsupportedError(f"{where}: quantize={self.quantize!r} is neither True nor False")
         if self.method is not None:
             check_method(self.method, where)
         if self.weight_method is not None:

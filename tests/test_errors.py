@@ -40,6 +40,12 @@ def infinite_layer(params, x):
     return (1.0 / (x - x)) @ params["w"]
 
 
+@pytest.mark.parametrize("run", [jaxq.calibrate, jaxq.quantize])
+def test_inside_of_jit(run):
+    with pytest.raises(jaxq.UnsupportedError, match="inside jax.jit.*outside"):
+        jax.jit(lambda y: run(mlp, PARAMS, [images(4, 6)]) and y)(1.0)
+
+
 BAD_BATCHES = [
     (iter([]), jaxq.CalibrationError, "empty"),
     (X, jaxq.CalibrationError, r"not a ndarray.*\[batch\]"),
@@ -167,6 +173,7 @@ def test_a_layer_that_makes_nan():
         (lambda: jaxq.QuantConfig(method="kl"), "method='kl'"),
         (lambda: jaxq.LayerRule("a", method="kl"), "method='kl'"),
         (lambda: jaxq.LayerRule("("), "not a regular expression"),
+        (lambda: jaxq.LayerRule("a", quantize="no"), "quantize='no' is neither True nor False"),
         (lambda: jaxq.LayerRule(None), "not a regular expression"),
         (lambda: jaxq.quantize(mlp, PARAMS, [images(4, 6)], config="entropy"), r"QuantConfig\(method='entropy'\)"),
         (lambda: jaxq.QuantConfig(rules=jaxq.LayerRule("a")), "takes a tuple of LayerRule objects"),

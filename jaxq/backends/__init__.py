@@ -5,7 +5,8 @@
     lower(node, tactic) -> function     of the node's operands
 
 All backends give the bits of `graph.evaluate.reference`. `choose` is the table that puts one in place. The CPU's takes
-regions: `gather` makes one node of the nodes that one call computes, and `prepare` packs their weights.
+regions: `gather` makes one node of the nodes that one call computes, and `prepare` packs their weights. `calibration`
+is what calibration computes with.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,8 @@ from jax import lax
 
 from jaxq.backends import cpu, pallas, xla
 from jaxq.backends.cpu.packing import PackedWeight
+from jaxq.calibration.histogram import Histogram
+from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
 
@@ -54,6 +57,29 @@ def choose(node: Node) -> Callable[..., Any]:
         return lax.platform_dependent(*operands, cuda=kernel, default=default)
 
     return run
+
+
+def calibration() -> Kernels:
+    """What calibration computes with: the CPU's kernels where there are some, XLA elsewhere."""
+    if cpu.available() is not None:
+        return XLA
+
+    def count(x: jax.Array) -> Histogram:
+        return lax.platform_dependent(x, cpu=cpu.calibration.count, default=XLA.count)
+
+    def trials(x: jax.Array, scales: jax.Array, dtype: str) -> jax.Array:
+        def on_cpu(x: jax.Array, scales: jax.Array) -> jax.Array:
+            return cpu.calibration.trials(x, scales, dtype)
+
+        def default(x: jax.Array, scales: jax.Array) -> jax.Array:
+            return XLA.trials(x, scales, dtype)
+
+        return lax.platform_dependent(x, scales, cpu=on_cpu, default=default)
+
+    def trial_errors(y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return lax.platform_dependent(y, cpu=cpu.calibration.trial_errors, default=XLA.trial_errors)
+
+    return Kernels(count, trials, trial_errors)
 
 
 def _region(node: Node) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from jaxq.calibration import histogram
 from jaxq.calibration.histogram import Histogram
+from jaxq.calibration.kernels import Kernels
 from jaxq.graph.evaluate import control_flow, evaluate
 from jaxq.graph.node import Graph, Node
 
@@ -19,7 +20,7 @@ Histograms = dict[str, Histogram]
 
 
 def observed(
-    graph: Graph, names: Collection[str], params: Mapping[str, Any], leaves: Sequence[Any]
+    graph: Graph, names: Collection[str], params: Mapping[str, Any], leaves: Sequence[Any], kernels: Kernels
 ) -> tuple[list[Any], Histograms]:
     """The outputs of the bound graph, and the histograms of the named values, not yet voided where they hold NaN.
 
@@ -29,11 +30,11 @@ def observed(
 
     def tap(node: Node, value: Any) -> None:
         if node.name in names:
-            seen[node.name] = histogram.unchecked(value)
+            seen[node.name] = kernels.count(value)
 
     def control(node: Node) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
-            results, inside = _through(node, names, params, operands)
+            results, inside = _through(node, names, params, operands, kernels)
             seen.update(inside)
             return results
 
@@ -45,7 +46,7 @@ def observed(
 
 
 def _through(
-    node: Node, names: Collection[str], params: Mapping[str, Any], operands: Sequence[Any]
+    node: Node, names: Collection[str], params: Mapping[str, Any], operands: Sequence[Any], kernels: Kernels
 ) -> tuple[list[Any], Histograms]:
     """The results of a scan, while or cond, and the histograms of the named values in its bodies."""
     inside = [inner.name for body in node.bodies for inner in body.all_nodes if inner.name in names]
@@ -55,12 +56,12 @@ def _through(
     attrs = node.attrs
 
     def turn(body: Graph, args: Sequence[Any]) -> tuple[list[Any], Histogram]:
-        results, seen = observed(body, names, params, args)
+        results, seen = observed(body, names, params, args, kernels)
         return results, _stacked([seen.get(name) or histogram.empty() for name in inside])
 
     def added(body: Graph, args: Sequence[Any], before: Histogram) -> tuple[list[Any], Histogram]:
         results, seen = turn(body, args)
-        return results, jax.vmap(histogram.merge)(before, seen)
+        return results, histogram.merge(before, seen)
 
     if node.op == "scan":
         first, last = attrs["num_consts"], attrs["num_consts"] + attrs["num_carry"]

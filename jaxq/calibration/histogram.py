@@ -3,14 +3,15 @@
 `observe` adds an array, `merge` adds two histograms. Both are integer arithmetic on the bits of the samples, so that
 histograms of the same samples are equal bit for bit, however the samples were ordered, split and merged.
 
-In a graph of many tensors, take `unchecked` of each and merge them all at once, `jax.vmap(merge)`: compiling costs more
-than running.
+In a graph of many tensors, take `unchecked` of each and merge them outside, as numpy arrays and all at once: compiling
+costs more than running.
 """
 
 import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 NUM_BINS = 2048
 _LOG2_BINS = 11
 _ZERO, _NONFINITE = NUM_BINS, NUM_BINS + 1  # the two slots after the bins
-_NUM_SLOTS = NUM_BINS + 2
+NUM_SLOTS = NUM_BINS + 2  # of the counts
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["counts", "amax"], meta_fields=[])
@@ -84,8 +85,10 @@ class HostHistogram:
 
 
 def empty() -> Histogram:
-    """The histogram of no samples."""
-    return Histogram(counts=jnp.zeros((2, _NUM_SLOTS), jnp.uint32), amax=jnp.zeros((), jnp.float32))
+    """The histogram of no samples, of numpy arrays."""
+    counts: Any = np.zeros((2, NUM_SLOTS), np.uint32)
+    amax: Any = np.zeros((), np.float32)
+    return Histogram(counts, amax)
 
 
 def observe(histogram: Histogram, x: jax.Array) -> Histogram:
@@ -106,9 +109,9 @@ def unchecked(x: jax.Array) -> Histogram:
     x = x.astype(jnp.float32).reshape(-1)
     largest = jnp.max(jnp.abs(x))
     amax = jnp.where(largest < jnp.finfo(jnp.float32).tiny, jnp.float32(0), largest)
-    zeros = jnp.zeros(2 * _NUM_SLOTS, jnp.uint32)  # both limbs, of which the low one is counted in
+    zeros = jnp.zeros(2 * NUM_SLOTS, jnp.uint32)  # both limbs, of which the low one is counted in
     count = partial(lax.platform_dependent, cpu=_count_one_by_one, default=_count)
-    return Histogram(counts=count(zeros, x, _exponent(amax)).reshape(2, _NUM_SLOTS), amax=amax)
+    return Histogram(counts=count(zeros, x, _exponent(amax)).reshape(2, NUM_SLOTS), amax=amax)
 
 
 def _slots(x: jax.Array, exponent: jax.Array) -> jax.Array:
@@ -143,35 +146,37 @@ def stacked(histograms: Sequence[Histogram]) -> Histogram:
 
 
 def merge(a: Histogram, b: Histogram) -> Histogram:
-    """The histogram of the samples of both: associative, commutative, `empty()` its identity."""
-    amax = jnp.maximum(a.amax, b.amax)
-    slot = jnp.arange(_NUM_SLOTS, dtype=jnp.int32)
+    """The histogram of the samples of both: associative, commutative, `empty()` its identity.
 
-    def target(h: Histogram) -> jax.Array:
-        doublings = jnp.minimum(_exponent(amax) - h.exponent, _LOG2_BINS)
-        return jnp.where(slot < NUM_BINS, slot >> doublings, slot)
-
-    targets = jnp.concatenate([target(a), target(b)])
-    digits = jnp.concatenate([_digits(a.counts), _digits(b.counts)], axis=1)
-    sums = jnp.zeros((4, _NUM_SLOTS), jnp.uint32).at[:, targets].add(digits, mode="promise_in_bounds")
-    return _void_unless_finite(Histogram(counts=_carry(sums), amax=amax))
+    Of numpy arrays it is one of numpy arrays, and nothing is compiled. Leading axes are those of many histograms.
+    """
+    xp = _namespace(a.amax, b.amax)
+    amax = xp.maximum(a.amax, b.amax)
+    return _void_unless_finite(Histogram(_carry(_widened(a, amax) + _widened(b, amax)), amax))
 
 
 def psum(histogram: Histogram, axis_name: str) -> Histogram:
     """The histogram of the samples of all devices along a mapped axis, at most 2^16: what `merge` makes of all."""
     amax = lax.pmax(histogram.amax, axis_name)
-    of_that_range = merge(histogram, Histogram(jnp.zeros_like(histogram.counts), amax))
-    return _void_unless_finite(Histogram(_carry(lax.psum(_digits(of_that_range.counts), axis_name)), amax))
+    of_that_range = _digits(_carry(_widened(histogram, amax)))
+    return _void_unless_finite(Histogram(_carry(lax.psum(of_that_range, axis_name)), amax))
 
 
 def _void_unless_finite(histogram: Histogram) -> Histogram:
-    nonfinite_alone = jnp.where(jnp.arange(_NUM_SLOTS) == _NONFINITE, histogram.counts, jnp.uint32(0))
-    void = Histogram(counts=nonfinite_alone, amax=jnp.float32(0))
-    return jax.tree.map(partial(jnp.where, histogram.is_finite), histogram, void)
+    xp = _namespace(histogram.amax)
+    is_finite = histogram.is_finite
+    kept = is_finite[..., None, None] | (xp.arange(NUM_SLOTS) == _NONFINITE)
+    counts = xp.where(kept, histogram.counts, xp.uint32(0))
+    return Histogram(counts, xp.where(is_finite, histogram.amax, xp.float32(0)))
+
+
+def _namespace(*arrays: jax.Array) -> Any:
+    """numpy for arrays of numpy alone, else jax.numpy."""
+    return np if all(isinstance(array, np.ndarray | np.generic) for array in arrays) else jnp
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    return lax.bitcast_convert_type(x, jnp.int32)
+    return x.view(np.int32)
 
 
 def _exponent(amax: jax.Array) -> jax.Array:
@@ -183,14 +188,31 @@ def _exponent(amax: jax.Array) -> jax.Array:
 
 
 def _digits(limbs: jax.Array) -> jax.Array:
-    """(2, n) limbs as (4, n) digits, the lowest first."""
-    return jnp.stack([limbs[0] & 0xFFFF, limbs[0] >> 16, limbs[1] & 0xFFFF, limbs[1] >> 16])
+    """(..., 2, n) limbs as (..., 4, n) digits, the lowest first."""
+    xp = _namespace(limbs)
+    low, high = limbs[..., 0, :], limbs[..., 1, :]
+    return xp.stack([low & 0xFFFF, low >> 16, high & 0xFFFF, high >> 16], axis=-2)
+
+
+def _widened(histogram: Histogram, amax: jax.Array) -> jax.Array:
+    """The digits of the counts over the range of `amax`, not carried: each doubling of the range merges pairs of bins.
+    A doubling, two, four and eight of them, each or not."""
+    xp = _namespace(amax)
+    doublings = xp.minimum(_exponent(amax) - histogram.exponent, _LOG2_BINS)[..., None, None]
+    digits = _digits(histogram.counts)
+    bins, others = digits[..., :NUM_BINS], digits[..., NUM_BINS:]
+    for step in (1, 2, 4, 8):
+        sums = bins.reshape(*bins.shape[:-1], NUM_BINS >> step, 1 << step).sum(axis=-1, dtype=np.uint32)
+        merged = xp.concatenate([sums, xp.zeros_like(bins[..., NUM_BINS >> step :])], axis=-1)
+        bins = xp.where(doublings & step, merged, bins)
+    return xp.concatenate([bins, others], axis=-1)
 
 
 def _carry(digits: jax.Array) -> jax.Array:
-    """(4, n) sums of digits as (2, n) limbs."""
-    d0, d1, d2, d3 = digits
+    """(..., 4, n) sums of digits as (..., 2, n) limbs."""
+    xp = _namespace(digits)
+    d0, d1, d2, d3 = (digits[..., i, :] for i in range(4))
     d1 = d1 + (d0 >> 16)
     d2 = d2 + (d1 >> 16)
     d3 = d3 + (d2 >> 16)
-    return jnp.stack([d0 & 0xFFFF | d1 << 16, d2 & 0xFFFF | d3 << 16])
+    return xp.stack([d0 & 0xFFFF | d1 << 16, d2 & 0xFFFF | d3 << 16], axis=-2)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jaxq.calibration import histogram
 from jaxq.calibration.batches import Batches
 from jaxq.calibration.histogram import Histogram
+from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.calibration.nonfinite import first_nonfinite
 from jaxq.calibration.samples import Samples
 from jaxq.calibration.step import Observed, Steps, batch_size
@@ -72,6 +73,7 @@ def observe_all(
     batches: Batches,
     num_samples: int,
     *,
+    kernels: Kernels = XLA,
     mesh: Mesh | None = None,
     start: Statistics | None = None,
     keep: Callable[[Statistics], None] | None = None,
@@ -84,6 +86,7 @@ def observe_all(
       observed: the nodes whose values are observed.
       batches: the calibration data, read once.
       num_samples: how many examples to keep.
+      kernels: what counts the values.
       mesh: devices that share each batch; see `Steps`.
       start: what was counted before, with the samples; a batch among its digests is not counted again, but
         offers its examples to the samples, which `start` may lack.
@@ -94,7 +97,7 @@ def observe_all(
     Raises:
       CalibrationError: a batch that the graph does not take, a layer that makes NaN or Inf, or no example at all.
     """
-    counting = _Counting(graph, observed, num_samples, mesh, start)
+    counting = _Counting(graph, observed, num_samples, kernels, mesh, start)
     had_settled = counting.ends_here(settled)
     if had_settled and not counting.lacks_samples:
         return counting.statistics()
@@ -140,7 +143,7 @@ def merged(graph: Graph, num_samples: int, parts: Sequence[Statistics]) -> Stati
 def _sum(shots: Sequence[Snapshot]) -> Snapshot:
     names = tuple(shots[0].histograms)
     stacked = [histogram.stacked([shot.histograms[name] for name in names]) for shot in shots]
-    return Snapshot(sum(shot.num_examples for shot in shots), _by_name(names, reduce(_merge, stacked)))
+    return Snapshot(sum(shot.num_examples for shot in shots), _by_name(names, reduce(histogram.merge, stacked)))
 
 
 @dataclass(frozen=True)
@@ -157,12 +160,18 @@ class _Counting:
     """The running total, and how a batch is added to it."""
 
     def __init__(
-        self, graph: Graph, observed: Iterable[Node], num_samples: int, mesh: Mesh | None, start: Statistics | None
+        self,
+        graph: Graph,
+        observed: Iterable[Node],
+        num_samples: int,
+        kernels: Kernels,
+        mesh: Mesh | None,
+        start: Statistics | None,
     ) -> None:
         wanted = set(observed)
         self.graph = graph
         self.names = tuple(node.name for node in graph.all_nodes if node in wanted)
-        self.steps = Steps(graph, self.names, mesh)
+        self.steps = Steps(graph, self.names, kernels, mesh)
         self.samples = Samples(graph, num_samples)
         self.digests: list[str] = []
         self.earlier: tuple[Snapshot, ...] = ()
@@ -196,7 +205,7 @@ class _Counting:
         self.samples.add(leaves)
         histograms = self.total.histograms
         for part in seen:
-            histograms = _merge(histograms, part.histograms)
+            histograms = histogram.merge(histograms, part.histograms)
         self.digests.append(digest)
         self.total = _Total(histograms, self.total.num_examples + size, self.total.num_batches + 1)
         if self.at_snapshot:
@@ -235,10 +244,6 @@ class _Counting:
                     f"batch {index}: layer {layer!r} makes {what}; the batch itself holds neither NaN nor Inf. Check "
                     "the layer's variables, or take the batch out"
                 )
-
-
-# Compiled once, whatever the network's batch sizes, and apart from the forward pass.
-_merge = jax.jit(jax.vmap(histogram.merge))
 
 
 def _is_snapshot(num_batches: int) -> bool:

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxq.calibration import cache, distributed
 from jaxq.calibration.batches import Batches
+from jaxq.calibration.kernels import Kernels
 from jaxq.calibration.observe import Statistics, observe_all
 from jaxq.errors import CalibrationError, UnsupportedError
 from jaxq.graph.fingerprint import Fingerprint
@@ -20,6 +21,7 @@ def calibrate(
     batches: Batches,
     num_samples: int,
     fingerprint: Fingerprint,
+    kernels: Kernels,
     *,
     mesh: Mesh | None = None,
     settled: Callable[[Statistics], bool] | None = None,
@@ -42,7 +44,9 @@ def calibrate(
 
     with distributed.together(mesh):
         start = _resume(checkpoint, fingerprint)
-        mine = observe_all(graph, observed, batches, num_samples, mesh=mesh, start=start, keep=keep, settled=settled)
+        mine = observe_all(
+            graph, observed, batches, num_samples, kernels=kernels, mesh=mesh, start=start, keep=keep, settled=settled
+        )
         keep(mine)
     total = distributed.sum_over_processes(graph, num_samples, fingerprint, mine) if several else mine
     if num_samples and start is not None and not total.samples:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxq.calibration import histogram
 from jaxq.calibration.bodies import observed
 from jaxq.calibration.histogram import Histogram
+from jaxq.calibration.kernels import Kernels
 from jaxq.errors import CalibrationError, UnsupportedError
 from jaxq.graph.node import Graph
 
@@ -34,16 +35,16 @@ class Steps:
     Examples that are left over after equal parts run on the first device.
     """
 
-    def __init__(self, graph: Graph, names: Sequence[str], mesh: Mesh | None) -> None:
+    def __init__(self, graph: Graph, names: Sequence[str], kernels: Kernels, mesh: Mesh | None) -> None:
         self.graph, self.names = graph, tuple(names)
         self.params = jax.device_put(graph.params)
-        self.on_one = jax.jit(lambda params, leaves: _observe(graph, self.names, params, leaves))
+        self.on_one = jax.jit(lambda params, leaves: _observe(graph, self.names, kernels, params, leaves))
         self.mesh = None if mesh is None else _local(mesh)
         if self.mesh is not None:
             if not any(node.aval.leads_batch for node in graph.inputs):
                 raise UnsupportedError("mesh: the function has a fixed batch, which cannot be split over devices")
             self.spread_params = jax.device_put(graph.params, NamedSharding(self.mesh, PartitionSpec()))
-            self.on_mesh = _on_mesh(graph, self.names, self.mesh)
+            self.on_mesh = _on_mesh(graph, self.names, kernels, self.mesh)
 
     def __call__(self, leaves: Sequence[np.ndarray]) -> list[Observed]:
         """What was observed, in one part, or in two where the batch does not split evenly."""
@@ -54,23 +55,18 @@ class Steps:
         parts = []
         if even:
             shards = [NamedSharding(self.mesh, spec) for spec in _specs(self.graph)]
-            spread = jax.device_put(self._rows(leaves, slice(even)), shards)
+            spread = jax.device_put(rows(self.graph, leaves, slice(even)), shards)
             parts.append(_on_host(*self.on_mesh(self.spread_params, spread)))
         if even < size:
-            parts.append(_on_host(*self.on_one(self.params, self._rows(leaves, slice(even, None)))))
+            parts.append(_on_host(*self.on_one(self.params, rows(self.graph, leaves, slice(even, None)))))
         return parts
-
-    def _rows(self, leaves: Sequence[np.ndarray], rows: slice) -> list[np.ndarray]:
-        return [
-            leaf[rows] if node.aval.leads_batch else leaf for node, leaf in zip(self.graph.inputs, leaves, strict=True)
-        ]
 
 
 def _observe(
-    graph: Graph, names: Sequence[str], params: Mapping[str, Any], leaves: Sequence[Any]
+    graph: Graph, names: Sequence[str], kernels: Kernels, params: Mapping[str, Any], leaves: Sequence[Any]
 ) -> tuple[list[Histogram], list[jax.Array]]:
     """The histograms in the order of the names, and for every output whether it holds NaN or +Inf."""
-    outputs, seen = observed(graph.bind(leading_size(graph, leaves)), frozenset(names), params, leaves)
+    outputs, seen = observed(graph.bind(leading_size(graph, leaves)), frozenset(names), params, leaves, kernels)
     return [seen[name] for name in names], [_is_bad(y) for y in outputs]
 
 
@@ -102,9 +98,9 @@ def _specs(graph: Graph) -> list[PartitionSpec]:
     return [PartitionSpec(_AXIS) if node.aval.leads_batch else PartitionSpec() for node in graph.inputs]
 
 
-def _on_mesh(graph: Graph, names: Sequence[str], mesh: Mesh) -> Any:
+def _on_mesh(graph: Graph, names: Sequence[str], kernels: Kernels, mesh: Mesh) -> Any:
     def shard(params: Mapping[str, Any], leaves: Sequence[jax.Array]) -> tuple[list[Histogram], list[jax.Array]]:
-        seen, bad_outputs = _observe(graph, names, params, leaves)
+        seen, bad_outputs = _observe(graph, names, kernels, params, leaves)
         total = [histogram.psum(part, _AXIS) for part in seen]
         return total, [lax.pmax(is_bad.astype(jnp.int32), _AXIS) for is_bad in bad_outputs]
 
@@ -116,6 +112,11 @@ def leading_size(graph: Graph, leaves: Sequence[Any]) -> int:
     """The batch size of argument leaves; 0 where no argument has a batch axis that may vary."""
     sizes = [leaf.shape[0] for node, leaf in zip(graph.inputs, leaves, strict=True) if node.aval.leads_batch]
     return int(sizes[0]) if sizes else 0
+
+
+def rows(graph: Graph, leaves: Sequence[np.ndarray], some: slice) -> list[np.ndarray]:
+    """Some examples of a batch."""
+    return [leaf[some] if node.aval.leads_batch else leaf for node, leaf in zip(graph.inputs, leaves, strict=True)]
 
 
 def batch_size(graph: Graph, leaves: Sequence[Any], index: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import jax
 import numpy as np
 
 from jaxq.graph.node import ACCUMULATING, LAYOUT, WEIGHTED, Aval, Graph, Node, reads_bytes
@@ -27,10 +28,10 @@ def _is_never_negative(node: Node, known: set[Node]) -> bool:
         return value.dtype.kind in "ub" or bool(np.all(value.astype(np.float32) >= 0))
     if not isinstance(node.aval, Aval):
         return False
-    if node.aval.dtype.kind in "ub":
+    if jax.dtypes.issubdtype(node.aval.dtype, np.unsignedinteger) or node.aval.dtype == np.bool_:
         return True
     if not node.aval.is_float:
-        return False  # integers wrap
+        return False  # integers wrap, and PRNG keys are no numbers
     operands_are = bool(node.inputs) and all(source in known for source in node.inputs)
     if node.op == "elementwise":
         body = node.attrs["body"]

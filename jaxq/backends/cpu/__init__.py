@@ -4,6 +4,7 @@ regions.py, takes.py   which nodes become one call
 program.py, views.py   what the call does, and where its values lie
 packing.py             weights in the kernels' form
 call.py                the call as a JAX function
+calibration.py         what calibration computes with
 library.py, src/       the library
 """
 
@@ -12,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxq.backends.cpu import library
+from jaxq.backends.cpu import calibration, library
 from jaxq.backends.cpu.call import lower
 from jaxq.backends.cpu.library import available, isa, isas, peak, tell_if_missing
 from jaxq.backends.cpu.packing import PackedWeight
@@ -20,7 +21,7 @@ from jaxq.backends.cpu.program import packed_weights
 from jaxq.backends.cpu.regions import gather
 from jaxq.graph.node import Graph, Node
 
-__all__ = ["available", "gather", "is_bound", "isa", "isas", "lower", "pack", "peak", "tell_if_missing"]
+__all__ = ["available", "calibration", "gather", "is_bound", "isa", "isas", "lower", "pack", "peak", "tell_if_missing"]
 
 # Its targets are known to XLA before anything is traced; this costs one dlopen and starts no backend of JAX.
 library.load()

@@ -22,6 +22,7 @@ import jaxlib
 from jaxq.errors import JaxqError
 
 TARGET = "jaxq_region"
+HISTOGRAM, TRIALS, TRIAL_ERRORS = "jaxq_histogram", "jaxq_trials", "jaxq_trial_errors"
 _LIBRARY, _ISA = "JAXQ_CPU_LIBRARY", "JAXQ_CPU_ISA"
 _MODULE = "jaxq.backends.cpu._jaxq_cpu"
 _EXPORTS = {
@@ -133,7 +134,8 @@ def _load() -> _Loaded:
         for name, (restype, argtypes) in _EXPORTS.items():
             function = getattr(library, name)
             function.restype, function.argtypes = restype, argtypes
-        handler = getattr(library, TARGET)
+        targets = (TARGET, HISTOGRAM, TRIALS, TRIAL_ERRORS)
+        handlers = {target: jax.ffi.pycapsule(getattr(library, target)) for target in targets}
     except (OSError, AttributeError) as error:
         why = f"{path} cannot be loaded: {error}"
         return _Loaded(error=f"{_LIBRARY}: {why}") if os.environ.get(_LIBRARY) else _Loaded(reason=why)
@@ -142,7 +144,8 @@ def _load() -> _Loaded:
     wanted = os.environ.get(_ISA)
     if wanted and library.jaxq_set_isa(wanted.encode()):
         return _Loaded(error=f"{_ISA}={wanted}: this machine has {library.jaxq_isas().decode().replace(',', ', ')}")
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(handler), platform="cpu")
+    for target, handler in handlers.items():
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
     return _Loaded(library=library)
 
 

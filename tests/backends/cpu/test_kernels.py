@@ -96,6 +96,12 @@ def test_kernels_touch_nothing_beyond_their_buffers(tmp_path: Path) -> None:
     run([build(tmp_path, *native(), SANITIZERS)], ROUNDS=100)
 
 
+def test_histograms_are_what_they_are_defined_as(tmp_path: Path) -> None:
+    for name, flags in {"plain": "", "sanitized": SANITIZERS}.items():
+        (tmp_path / name).mkdir()
+        run([build(tmp_path / name, compiler("g++"), {}, flags, "histogram_test.cc")], ROUNDS=100)
+
+
 def test_kernels_of_arm(tmp_path: Path) -> None:
     gxx, qemu = compiler("aarch64-linux-gnu-g++"), compiler("qemu-aarch64-static")
     passed = run([qemu, "-cpu", "max", build(tmp_path, gxx, ARM, "-static")], ROUNDS=50)
