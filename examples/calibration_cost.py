@@ -5,8 +5,10 @@
 
 Each batch runs through the user's own float function, `jax.jit(model.apply)`, and is then counted by `jaxq.calibrate`,
 turn by turn in one process, so that a busy machine slows both; after the last, method "auto" measures its candidates on
-some of the pictures. The table tells what each takes to run, without the first batch, in which XLA compiles; what all
-of calibration takes for all the batches, as a multiple of the float forward pass; and the same of compiling.
+some of the pictures. The table tells what each takes to run, without the first batch, in which JAX compiles, and what
+all of calibration takes for all the batches, as a multiple of the float forward pass. Then the same of what is done
+once, whatever the number of batches: to trace and lower the functions, and to compile them with XLA. At the end, what
+the thresholds of all tensors take by each of the other methods.
 Without a folder the pictures are noise, which costs the same.
 """
 
@@ -23,6 +25,8 @@ from efficientnet_lite0 import SIZE, EfficientNetLite0, list_pictures, read_pict
 from flax import linen as nn
 
 import jaxq
+
+Span = tuple[float, float]  # start and end, in seconds
 
 
 class Bottleneck(nn.Module):
@@ -68,16 +72,23 @@ def read_batches(folder: Path | None, pictures: int, batch_size: int) -> Iterato
 
 
 def measure(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> None:
-    """Prints two lines for the network."""
+    """Prints four lines for the network."""
     variables: Any = jax.jit(model.init)(jax.random.key(0), batches[0])
     forward = jax.jit(model.apply)
     in_float, counted = [], []
-    compiling = {"float": 0.0, "calibrate": 0.0, "auto": 0.0}
+    tracing: dict[str, list[Span]] = {"float": [], "calibrate": [], "auto": []}
+    compiling: dict[str, list[Span]] = {"float": [], "calibrate": [], "auto": []}
+    spans_of = {
+        "/jax/core/compile/jaxpr_trace_duration": tracing,
+        "/jax/core/compile/jaxpr_to_mlir_module_duration": tracing,
+        "/jax/core/compile/backend_compile_duration": compiling,
+    }
     now = "calibrate"
 
-    def add_compile_time(event: str, duration_secs: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiling[now] += duration_secs
+    def add_span(event: str, duration_secs: float, **_: Any) -> None:
+        if event in spans_of:
+            end = time.perf_counter()
+            spans_of[event][now].append((end - duration_secs, end))
 
     def stopwatch() -> Iterator[np.ndarray]:
         nonlocal now
@@ -91,17 +102,32 @@ def measure(name: str, model: nn.Module, batches: Sequence[np.ndarray]) -> None:
         now = "auto"
         counted.append(time.perf_counter())
 
-    jax.monitoring.register_event_duration_secs_listener(add_compile_time)
-    jaxq.calibrate(model, variables, stopwatch())
-    jax.monitoring.unregister_event_duration_listener(add_compile_time)
-    auto = time.perf_counter() - counted.pop() - compiling["auto"]
+    jax.monitoring.register_event_duration_secs_listener(add_span)
+    calibration = jaxq.calibrate(model, variables, stopwatch())
+    auto = time.perf_counter() - counted.pop()
+    jax.monitoring.unregister_event_duration_listener(add_span)
+    once = [[covered(spans) for spans in by.values()] for by in (tracing, compiling)]
+    auto -= covered(tracing["auto"] + compiling["auto"])
     warm = slice(1, None)  # the first batch compiles
     a, b = np.array(in_float[warm]), np.array(counted[warm])
     ratio = np.median(b / a)
     whole = ratio + auto / (a.mean() * len(batches))
     print_line(name, "run", a.sum(), b.sum(), ratio, auto, whole)
-    x, y, z = compiling.values()
-    print_line("", "compile", x, y, y / x, z, (y + z) / x)
+    for what, (x, y, z) in zip(("trace", "compile"), once, strict=True):
+        print_line("", what, x, y, y / x, z, (y + z) / x)
+    start = time.perf_counter()
+    found = [calibration.thresholds(method) for method in ("amax", "entropy", "mse", "percentile")]
+    seconds = time.perf_counter() - start
+    print(f"{'':20}thresholds of {len(found[0])} tensors by {len(found)} methods: {seconds:.2f} s", flush=True)
+
+
+def covered(spans: list[Span]) -> float:
+    """Seconds that the spans cover together: to trace a function is also to trace those that it calls."""
+    total, until = 0.0, 0.0
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
 
 
 def print_line(*cells: str | float) -> None:

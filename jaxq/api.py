@@ -19,6 +19,7 @@ from jaxq.calibration.observe import Statistics
 from jaxq.calibration.report import report
 from jaxq.calibration.result import Calibration
 from jaxq.calibration.select import Errors, Tensor, candidates, select
+from jaxq.calibration.step import rows as examples
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, TraceError, UnsupportedError
 from jaxq.graph.fingerprint import Fingerprint, fingerprint
@@ -33,8 +34,10 @@ from jaxq.plan import artifact
 from jaxq.plan.plan import Plan
 from jaxq.report import Summary, rows
 
-# Examples kept to measure the error that each candidate threshold makes.
+# Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
+# go forward, so that it is done for one in 32 of those counted, but for as many as tell candidates apart.
 NUM_SAMPLES = 8
+FEWEST_SAMPLES = 4
 
 
 def quantize(
@@ -250,7 +253,9 @@ def _errors(
         if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
             return stored
     kernels = backends.calibration()
-    measured = measure_errors(network.graph, placement, tensors, histograms, samples, percentile, kernels)
+    count = max(FEWEST_SAMPLES, min(NUM_SAMPLES, calibration.statistics.num_examples // 32))
+    measured_on = examples(network.graph, samples, slice(count))
+    measured = measure_errors(network.graph, placement, tensors, histograms, measured_on, percentile, kernels)
     return {**stored, **measured}
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.extend.backend import backends
 
 from jaxq.backends import cpu, pallas, xla
 from jaxq.backends.cpu.packing import PackedWeight
-from jaxq.calibration.histogram import Histogram
 from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
@@ -60,26 +60,11 @@ def choose(node: Node) -> Callable[..., Any]:
 
 
 def calibration() -> Kernels:
-    """What calibration computes with: the CPU's kernels where there are some, XLA elsewhere."""
-    if cpu.available() is not None:
+    """What calibration computes with: the CPU's kernels where there are some and JAX has no other devices, else XLA's.
+    (`lax.platform_dependent` would trace both for every value, which takes longer than to trace the network.)"""
+    if cpu.available() is not None or backends().keys() != {"cpu"}:
         return XLA
-
-    def count(x: jax.Array) -> Histogram:
-        return lax.platform_dependent(x, cpu=cpu.calibration.count, default=XLA.count)
-
-    def trials(x: jax.Array, scales: jax.Array, dtype: str) -> jax.Array:
-        def on_cpu(x: jax.Array, scales: jax.Array) -> jax.Array:
-            return cpu.calibration.trials(x, scales, dtype)
-
-        def default(x: jax.Array, scales: jax.Array) -> jax.Array:
-            return XLA.trials(x, scales, dtype)
-
-        return lax.platform_dependent(x, scales, cpu=on_cpu, default=default)
-
-    def trial_errors(y: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lax.platform_dependent(y, cpu=cpu.calibration.trial_errors, default=XLA.trial_errors)
-
-    return Kernels(count, trials, trial_errors)
+    return Kernels(cpu.calibration.count, cpu.calibration.trials, cpu.calibration.trial_errors)
 
 
 def _region(node: Node) -> Callable[..., Any]:

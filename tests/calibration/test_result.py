@@ -9,9 +9,11 @@ from flax import nnx
 from networks import images, mlp, mlp_params
 
 import jaxq
+from jaxq import api
 from jaxq.calibration import cache, observe
 from jaxq.calibration.result import Calibration
 from jaxq.config import METHODS
+from jaxq.passes.measure import measure_errors
 
 PARAMS = mlp_params(6, 5, 4)
 BATCHES = [images(8, 6), images(8, 6, seed=1), images(3, 6, seed=2)]
@@ -53,6 +55,22 @@ def test_thresholds_of_every_method(plain):
     assert plain.thresholds("amax")["input"] == np.abs(np.concatenate(BATCHES)).max()
     assert plain.thresholds("percentile", percentile=50)["input"] < plain.thresholds("percentile")["input"]
     assert plain.num_examples == 19
+
+
+@pytest.mark.parametrize(("counted", "measured"), [(3, 3), (128, 4), (200, 6), (600, 8)])
+def test_one_in_32_examples_is_measured_on_from_four_to_eight(counted, measured, monkeypatch):
+    """Of those that were kept, the ones with the smallest hashes, which no order of the batches changes."""
+    measured_on = []
+
+    def recorded(graph, placement, tensors, histograms, samples, *rest):
+        measured_on.append(samples[0])
+        return measure_errors(graph, placement, tensors, histograms, samples, *rest)
+
+    monkeypatch.setattr(api, "measure_errors", recorded)
+    c = jaxq.calibrate(mlp, PARAMS, [images(counted, 6)])
+    assert c.errors and len(c.statistics.samples[0]) == min(counted, 8)
+    (samples,) = measured_on
+    np.testing.assert_array_equal(samples, c.statistics.samples[0][:measured])
 
 
 def test_values_of_one_scale_have_one_threshold(small):
