@@ -4,12 +4,14 @@ Arrays in, arrays out; imports nothing but jax and numpy.
 """
 
 from pallas_kernels import compat
-from pallas_kernels.config import Config, candidates, default_config
 from pallas_kernels.dot4 import dot4, pack4
-from pallas_kernels.matmul import UnsupportedShapeError, matmul, matmul_reference, supports
+from pallas_kernels.epilogue import Epilogue
+from pallas_kernels.errors import UnsupportedShapeError
+from pallas_kernels.matmul import Config, candidates, default_config, matmul, matmul_reference, supports
 
 __all__ = [
     "Config",
+    "Epilogue",
     "UnsupportedShapeError",
     "candidates",
     "compat",

@@ -14,8 +14,6 @@ def supports(node: Node) -> str | None:
     """Why the kernel does not take the (bound) node, or None."""
     if "multiplier" not in node.roles or node.op not in ("conv", "dot"):
         return f"{node.op} has no kernel yet"
-    if "table" in node.roles:
-        return "its epilogue has no table yet"
     if node.op == "conv" and not _is_pointwise(node):
         return "only 1x1 convolutions without padding and groups are matrix products"
     rows, depth, columns = _sizes(node)
@@ -26,8 +24,12 @@ def supports(node: Node) -> str | None:
     shortcut = node.get("residual")
     if shortcut is not None and shortcut.aval.shape != node.aval.shape:
         return "its residual is broadcast"
-    residual = None if shortcut is None else jax.ShapeDtypeStruct((rows, columns), shortcut.aval.dtype)
-    return pallas_kernels.supports(x, weight, residual, out_dtype=node.aval.dtype)
+    given = {
+        role: jax.ShapeDtypeStruct((rows, columns) if role == "residual" else node.operand(role).aval.shape, node.operand(role).aval.dtype)
+        for role in node.roles
+        if role not in ("x", "weight")
+    }
+    return pallas_kernels.supports(x, weight, pallas_kernels.Epilogue(**given), out_dtype=node.aval.dtype)
 
 
 def candidates(node: Node) -> tuple[pallas_kernels.Config, ...]:
@@ -49,7 +51,8 @@ def lower(node: Node, tactic: pallas_kernels.Config | None = None) -> Callable[.
             weight = weight.reshape(depth, columns).T
         if "residual" in given:
             given["residual"] = given["residual"].reshape(rows, columns)
-        y = pallas_kernels.matmul(x.reshape(rows, depth), weight, **given, out_dtype=node.aval.dtype, config=tactic)
+        epilogue = pallas_kernels.Epilogue(**given)
+        y = pallas_kernels.matmul(x.reshape(rows, depth), weight, epilogue, out_dtype=node.aval.dtype, config=tactic)
         return y.reshape(node.aval.shape)
 
     return run
