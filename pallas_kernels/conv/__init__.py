@@ -1,0 +1,98 @@
+"""conv: int8 convolution with the epilogue fused in. One definition (`reference`), several kernels beside it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax import lax
+
+from pallas_kernels.conv import config as tactics
+from pallas_kernels.conv.by_channel import conv_by_channel
+from pallas_kernels.conv.by_mma import conv_by_mma
+from pallas_kernels.conv.config import ChannelConfig, MmaConfig
+from pallas_kernels.conv.reference import conv_reference, supports
+from pallas_kernels.conv.window import Geometry, Window
+from pallas_kernels.epilogue import Epilogue, require
+from pallas_kernels.matmul import Config as MatmulConfig
+from pallas_kernels.matmul import candidates as matmul_candidates
+from pallas_kernels.matmul import matmul
+
+__all__ = [
+    "ChannelConfig",
+    "Config",
+    "MmaConfig",
+    "Window",
+    "candidates",
+    "conv",
+    "conv_reference",
+    "default_config",
+    "supports",
+]
+
+Config = MmaConfig | ChannelConfig | MatmulConfig
+
+
+def conv(
+    x: jax.Array,
+    w: jax.Array,
+    epilogue: Epilogue | None = None,
+    *,
+    window: Window,
+    out_dtype: jax.typing.DTypeLike,
+    config: Config | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Returns the epilogue of the convolution of x with w, as (N, spatial..., O) in `out_dtype`; no kernel is flipped.
+
+    The convolution is exact, in int32; the rest is `epilogue.finish`. Equal to `conv_reference` in every bit, for every
+    config. What lies outside of x is 0, in uint8, too.
+
+    Args:
+      x: int8, in [-127, 127], or uint8 (N, spatial..., C), any number of spatial axes from 1.
+      w: int8, in [-127, 127] (O, kernel..., C / groups).
+      epilogue: its operands, or None for the accumulator itself.
+      window: strides, padding, dilations, groups.
+      out_dtype: int8, uint8, float32 or bfloat16; int32 without an epilogue.
+      config: tactic, whose class is that of the kernel; None takes `default_config`.
+      interpret: run on any machine, slowly.
+
+    Raises:
+      UnsupportedShapeError: for other shapes or dtypes, and for a config that does not go with them.
+    """
+    require(supports(x, w, epilogue, window=window, out_dtype=out_dtype))
+    geometry = Geometry.of(x, w, window)
+    if 0 in (geometry.rows, geometry.features, geometry.depth):  # no grid, or no loads: there is only an epilogue
+        return conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
+    config = config or default_config(x, w, window)
+    require(_refuses(config, geometry))
+    if isinstance(config, MmaConfig):
+        return conv_by_mma(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
+    if isinstance(config, ChannelConfig):
+        return conv_by_channel(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
+    rows, features, depth = geometry.rows, geometry.features, geometry.depth
+    pixels = lax.slice(x, (0,) * x.ndim, x.shape, (1, *window.strides, 1)).reshape(rows, depth)
+    if epilogue is not None and epilogue.residual is not None:
+        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(rows, features))
+    out = matmul(pixels, w.reshape(features, depth), epilogue, out_dtype=out_dtype, config=config, interpret=interpret)
+    return out.reshape(geometry.out_shape)
+
+
+def default_config(x: Any, w: Any, window: Window) -> Config:
+    """Heuristic tactic for these (anything with shape), which `supports` takes; always valid."""
+    return candidates(x, w, window)[0]
+
+
+def candidates(x: Any, w: Any, window: Window) -> tuple[Config, ...]:
+    """Tactics worth timing for these: distinct, all valid, the default first."""
+    geometry = Geometry.of(x, w, window)
+    if not geometry.is_pointwise:
+        return tactics.candidates(geometry)
+    products = matmul_candidates(geometry.rows, geometry.features, geometry.depth)
+    # With strides, a convolution saves the copy of the pixels that the product reads.
+    return products if set(window.strides) == {1} else (*products, *tactics.candidates(geometry)[:4])
+
+
+def _refuses(config: Config, geometry: Geometry) -> str | None:
+    if isinstance(config, MmaConfig | ChannelConfig):
+        return tactics.refuses(config, geometry)
+    return None if geometry.is_pointwise else f"{config} is of a matrix product, which this convolution is not"
