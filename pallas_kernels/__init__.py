@@ -3,22 +3,31 @@
 Arrays in, arrays out; imports nothing but jax and numpy.
 """
 
-from pallas_kernels import compat
+from pallas_kernels import borders, compat
+from pallas_kernels.borders import BorderConfig, dequantize, dequantize_reference, quantize, quantize_reference
+from pallas_kernels.dispatch import on_cuda
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.errors import UnsupportedShapeError
 from pallas_kernels.matmul import Config, candidates, default_config, matmul, matmul_reference, supports
 
 __all__ = [
+    "BorderConfig",
     "Config",
     "Epilogue",
     "UnsupportedShapeError",
+    "borders",
     "candidates",
     "compat",
     "default_config",
+    "dequantize",
+    "dequantize_reference",
     "dot4",
     "matmul",
     "matmul_reference",
+    "on_cuda",
     "pack4",
+    "quantize",
+    "quantize_reference",
     "supports",
 ]
