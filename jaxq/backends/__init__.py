@@ -14,10 +14,14 @@ from typing import Any
 import jax
 from jax import lax
 
+import pallas_kernels
 from jaxq.backends import cpu, pallas, xla
 from jaxq.backends.cpu.packing import PackedWeight
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
+
+# XLA fuses these into the float ops around them, which then move no byte more: no kernel of ours is as fast.
+_BORDERS = frozenset({"quantize", "dequantize"})
 
 
 def gather(graph: Graph) -> Graph:
@@ -44,16 +48,11 @@ def choose(node: Node) -> Callable[..., Any]:
     if node.op == "region":
         return _region(node)
     default = xla.lower(node)
-    if pallas.supports(node) is not None:
+    if node.op in _BORDERS or pallas.supports(node) is not None:
         return default
-    kernel = pallas.lower(node)
-
-    def run(*operands: Any) -> Any:
-        if _is_partitioned(operands):
-            return default(*operands)  # XLA partitions its own ops, but no kernel of ours
-        return lax.platform_dependent(*operands, cuda=kernel, default=default)
-
-    return run
+    either = pallas_kernels.on_cuda(pallas.lower(node), default)
+    # XLA partitions its own ops, but no kernel of ours.
+    return lambda *operands: (default if _is_partitioned(operands) else either)(*operands)
 
 
 def _region(node: Node) -> Callable[..., Any]:

@@ -1,0 +1,61 @@
+"""conv through `pallas_kernels.conv`, which takes weights (O, spatial..., C / groups): the graph's are transposed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxq.backends.pallas.operands import epilogue, epilogue_struct, struct, why_not_residual
+from jaxq.graph.node import Node
+from pallas_kernels.conv import Window, conv
+from pallas_kernels.conv import candidates as kernel_candidates
+from pallas_kernels.conv import supports as why_no_kernel
+
+
+def supports(node: Node) -> str | None:
+    """Why the kernel does not take the bound node, or None."""
+    reason = why_not_residual(node)
+    if reason is not None:
+        return reason
+    types = struct(node.operand("x")), _weight(node), epilogue_struct(node, node.aval.shape)
+    return why_no_kernel(*types, window=_window(node), out_dtype=node.aval.dtype)
+
+
+def candidates(node: Node) -> tuple[Any, ...]:
+    """The kernels' configs, the default first."""
+    return kernel_candidates(struct(node.operand("x")), _weight(node), _window(node))
+
+
+def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
+    """The function of the node's operands."""
+    window = _window(node)
+
+    def run(*operands: Any) -> Any:
+        given = dict(zip(node.roles, operands, strict=True))
+        return conv(
+            given["x"],
+            jnp.moveaxis(given["weight"], -1, 0),
+            epilogue(node, given, node.aval.shape),
+            window=window,
+            out_dtype=node.aval.dtype,
+            config=tactic,
+        )
+
+    return run
+
+
+def _weight(node: Node) -> Any:
+    weight = node.operand("weight")
+    *kernel_and_depth, features = weight.aval.shape
+    return struct(weight, (features, *kernel_and_depth))
+
+
+def _window(node: Node) -> Window:
+    attrs = node.attrs
+    return Window(
+        strides=tuple(attrs["strides"]),
+        padding=tuple(attrs["padding"]),
+        dilation=tuple(attrs["rhs_dilation"]),
+        input_dilation=tuple(attrs["lhs_dilation"]),
+        groups=attrs["groups"],
+    )

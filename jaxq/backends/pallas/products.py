@@ -1,0 +1,55 @@
+"""dot and matmul through `pallas_kernels.matmul`; a dot's leading axes are rows of one matrix."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import pallas_kernels
+from jaxq.backends.pallas.operands import epilogue, epilogue_struct, struct, why_not_residual
+from jaxq.graph.node import Node
+
+
+def supports(node: Node) -> str | None:
+    """Why the kernel does not take the bound node, or None."""
+    x, w, out = _shapes(node)
+    reason = why_not_residual(node)
+    if reason is not None:
+        return reason
+    types = struct(node.operand("x"), x), struct(_second(node), w), epilogue_struct(node, out)
+    return pallas_kernels.supports(*types, out_dtype=node.aval.dtype)
+
+
+def candidates(node: Node) -> tuple[Any, ...]:
+    """The kernels' configs, the default first."""
+    x, w, _ = _shapes(node)
+    return pallas_kernels.candidates(x[-2], w[-2], x[-1])
+
+
+def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
+    """The function of the node's operands."""
+    x_shape, w_shape, out_shape = _shapes(node)
+
+    def run(*operands: Any) -> Any:
+        given = dict(zip(node.roles, operands, strict=True))
+        y = pallas_kernels.matmul(
+            given["x"].reshape(x_shape),
+            given["y" if node.op == "matmul" else "weight"].reshape(w_shape),
+            epilogue(node, given, out_shape),
+            out_dtype=node.aval.dtype,
+            config=tactic,
+        )
+        return y.reshape(node.aval.shape)
+
+    return run
+
+
+def _second(node: Node) -> Node:
+    return node.operand("y" if node.op == "matmul" else "weight")
+
+
+def _shapes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The shapes of x (..., M, K), w (..., N, K) and the output (..., M, N) as the kernel takes them."""
+    x, w = node.operand("x").aval.shape, _second(node).aval.shape
+    if node.op == "dot":
+        return (prod(x[:-1]), x[-1]), w, (prod(x[:-1]), w[0])
+    return x, w, node.aval.shape
