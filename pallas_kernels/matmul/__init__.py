@@ -76,6 +76,6 @@ def _batched(kernel: Any, x: jax.Array, w: jax.Array, epilogue: Epilogue | None)
         residual = epilogue.residual
         if residual is not None:
             epilogue = dataclasses.replace(epilogue, residual=residual.reshape(-1, *residual.shape[-2:]))
-        axes = Epilogue(*[None] * 4, residual=None if residual is None else 0)
+        axes = Epilogue(None, None, None, None, residual=None if residual is None else 0)
     y = jax.vmap(kernel, (0, 0, axes))(x, w, epilogue)
     return y.reshape(*batch, *y.shape[1:])
