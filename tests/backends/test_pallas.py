@@ -1,4 +1,4 @@
-"""The GPU's kernels behind the nodes of a graph: interpreted they give the reference's bits, and networks lower to them."""
+"""The GPU's kernels behind the nodes of a graph: interpreted, the bits of the reference; networks lower to them."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Every kernel on an NVIDIA GPU, into poisoned memory: `pytest -m gpu`. (The checks of `python -m pallas_kernels.bench`.)"""
+"""Every kernel on an NVIDIA GPU, into poisoned memory: `pytest -m gpu`. (The checks of `pallas_kernels.bench`.)"""
 
 import functools
 
