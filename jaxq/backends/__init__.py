@@ -16,7 +16,7 @@ from jax import lax
 
 import pallas_kernels
 from jaxq.backends import cpu, pallas, xla
-from jaxq.backends.cpu.packing import PackedWeight
+from jaxq.backends.cpu.packing import Form, PackedWeight
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
 
@@ -31,7 +31,9 @@ def gather(graph: Graph) -> Graph:
 
 
 def prepare(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as this machine's backend reads them: packed for the CPU's kernels, as they are elsewhere."""
+    """The parameters as this machine's backend reads them: packed for its kernels, as they are where it has none."""
+    if jax.default_backend() == "gpu":
+        return pallas.pack(graph, params)
     if jax.default_backend() != "cpu" or cpu.available() is not None:
         return dict(params)
     return cpu.pack(graph, params)
@@ -47,12 +49,16 @@ def choose(node: Node) -> Callable[..., Any]:
     them is faster for a shape is for a measurement to say, not for this table.)"""
     if node.op == "region":
         return _region(node)
-    default = xla.lower(node)
-    if node.op in _BORDERS or pallas.supports(node) is not None:
-        return default
-    either = pallas_kernels.on_cuda(pallas.lower(node), default)
-    # XLA partitions its own ops, but no kernel of ours.
-    return lambda *operands: (default if _is_partitioned(operands) else either)(*operands)
+    default = either = xla.lower(node)
+    if node.op not in _BORDERS and pallas.supports(node) is None:
+        either = pallas_kernels.on_cuda(pallas.lower(node), default)
+
+    def run(*operands: Any) -> Any:
+        operands = tuple(plain(dict(enumerate(operands))).values())
+        # XLA partitions its own ops, but no kernel of ours.
+        return (default if _is_partitioned(operands) else either)(*operands)
+
+    return run
 
 
 def _region(node: Node) -> Callable[..., Any]:
@@ -69,6 +75,10 @@ def _region(node: Node) -> Callable[..., Any]:
     def run(*operands: Any) -> Any:
         if _is_partitioned(operands):
             return default(*operands)
+        # Weights in the form of another machine's kernels are packed in the call.
+        operands = tuple(
+            x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands
+        )
         return lax.platform_dependent(*operands, cpu=call, default=default)
 
     return run

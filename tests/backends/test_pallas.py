@@ -14,9 +14,10 @@ from nodes import convs, int8_node, leaf
 import jaxq
 import pallas_kernels
 from jaxq.backends import choose, pallas
+from jaxq.backends.cpu.packing import PackedWeight
 from jaxq.backends.pallas import convolutions
 from jaxq.graph.evaluate import reference
-from jaxq.graph.node import Aval, Dim, Node, QType
+from jaxq.graph.node import Aval, Dim, Graph, Node, QType, constant
 
 KERNEL = "__gpu$xla.gpu.triton"
 DENSE = {"lo": -np.inf, "hi": np.inf}
@@ -163,6 +164,33 @@ def small():
         return jax.nn.relu(y).mean((1, 2)) @ params["dot"]
 
     return jaxq.quantize(function, params, [x]), x
+
+
+def test_weights_are_transposed_once(compiled, small, tmp_path):
+    """On a machine with a GPU the parameters hold them so; all else sees the weights of the graph."""
+    qmodel, x = small
+    packed = pallas.pack(qmodel.plan.gathered, qmodel.plan.graph.params)
+    [(name, weight)] = [(name, value) for name, value in packed.items() if isinstance(value, PackedWeight)]
+    assert weight.data.shape == (8, 3, 3, 3) and weight.shape == (3, 3, 3, 8)
+    np.testing.assert_array_equal(weight, qmodel.plan.graph.params[name])
+    packed_model = jaxq.api.QuantizedModel(packed, qmodel.plan)
+    np.testing.assert_array_equal(packed_model(x), qmodel(x))
+    np.testing.assert_array_equal(network(qmodel)(packed, x), qmodel(x))
+    assert KERNEL in cuda(network(qmodel), packed, x)
+    packed_model.save(tmp_path / "net.jaxq")
+    np.testing.assert_array_equal(jaxq.load(tmp_path / "net.jaxq")(x), qmodel(x))
+
+
+def test_weights_that_others_read_stay(compiled):
+    weight = np.ones((1, 1, 2, 2), np.int8)
+    shared = Node("conv", tuple(leaf(weight) for _ in range(2)), {}, Aval((), np.dtype(np.int8)), roles=("x", "weight"))
+    param = constant(weight).replace(name="w")
+    for inputs, is_packed in (((shared.inputs[0], param), True), ((param, param), False)):
+        graph = Graph((), (shared.replace(inputs=inputs),))
+        assert isinstance(pallas.pack(graph, {"w": weight})["w"], PackedWeight) == is_packed
+    assert not any(
+        isinstance(value, PackedWeight) for value in pallas.pack(Graph((), (param,)), {"w": weight}).values()
+    )
 
 
 def test_vmap_of_a_network(compiled, small):

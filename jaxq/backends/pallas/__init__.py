@@ -4,6 +4,7 @@ products.py         dot, and matmul, the product of two activations
 convolutions.py     conv, of any geometry
 borders.py          quantize, dequantize
 operands.py         a node's operands as the kernels take them
+weights.py          convolutions' weights in the kernels' layout
 """
 
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from types import ModuleType
 from typing import Any
 
 from jaxq.backends.pallas import borders, convolutions, products
+from jaxq.backends.pallas.weights import pack
 from jaxq.graph.node import Node
+
+__all__ = ["candidates", "lower", "pack", "supports"]
 
 # Each module gives supports, candidates and lower, of a bound node.
 _MODULES: dict[str, ModuleType] = {
