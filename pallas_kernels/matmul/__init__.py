@@ -1,14 +1,10 @@
 """matmul: int8 matrix product with the epilogue fused in. One definition (`reference`), several kernels beside it."""
 
-import dataclasses
-import functools
-import math
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.epilogue import Epilogue, finish, require
+from pallas_kernels.epilogue import Epilogue, require
+from pallas_kernels.errors import UnsupportedShapeError
 from pallas_kernels.matmul import reference
 from pallas_kernels.matmul.by_dot4 import matmul_by_dot4
 from pallas_kernels.matmul.config import Config, candidates, default_config
@@ -16,16 +12,16 @@ from pallas_kernels.matmul.reference import matmul_reference
 
 __all__ = ["Config", "candidates", "default_config", "matmul", "matmul_reference", "supports"]
 
-_MAX_BATCH = 2**16 - 1  # programs along the third axis of a grid
-
 
 def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike = jnp.int8
+    x: object, w: object, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike = jnp.int8
 ) -> str | None:
     """Why no kernel takes these arrays (anything with shape and dtype), or None where `matmul` does."""
     reason = reference.supports(x, w, epilogue, out_dtype=out_dtype)
-    if reason is None and math.prod(x.shape[:-2]) > _MAX_BATCH:
-        return f"{math.prod(x.shape[:-2])} matrices are beyond the grid of a kernel; it takes {_MAX_BATCH}"
+    if reason is None and len(x.shape) != 2:
+        return "batches have no kernel yet"
+    if reason is None and reference.is_split(x, w):
+        return "K split has no kernel yet"
     return reason
 
 
@@ -55,27 +51,8 @@ def matmul(
       UnsupportedShapeError: for other shapes or dtypes.
     """
     require(supports(x, w, epilogue, out_dtype=out_dtype))
-    if 0 in (*x.shape, *w.shape):  # no grid, or no loads: there is only an epilogue
+    (m, k), n = x.shape, w.shape[0]
+    if 0 in (m, n, k):  # no grid, or no loads: there is only an epilogue
         return matmul_reference(x, w, epilogue, out_dtype=out_dtype)
-    config = config or default_config(x.shape[-2], w.shape[-2], x.shape[-1])
-    kernel = functools.partial(matmul_by_dot4, config=config, interpret=interpret)
-    if reference.is_split(x, w):
-        parts = functools.partial(_batched, functools.partial(kernel, out_dtype=jnp.int32), epilogue=None)
-        return finish(reference.sum_of_parts(parts, x, w), epilogue, out_dtype)
-    return _batched(functools.partial(kernel, out_dtype=out_dtype), x, w, epilogue)
-
-
-def _batched(kernel: Any, x: jax.Array, w: jax.Array, epilogue: Epilogue | None) -> jax.Array:
-    """The kernel of matrices over the leading axes, which become one axis of its grid."""
-    batch = x.shape[:-2]
-    if not batch:
-        return kernel(x, w, epilogue)
-    x, w = x.reshape(-1, *x.shape[-2:]), w.reshape(-1, *w.shape[-2:])
-    axes = None
-    if epilogue is not None:
-        residual = epilogue.residual
-        if residual is not None:
-            epilogue = dataclasses.replace(epilogue, residual=residual.reshape(-1, *residual.shape[-2:]))
-        axes = Epilogue(None, None, None, None, residual=None if residual is None else 0)
-    y = jax.vmap(kernel, (0, 0, axes))(x, w, epilogue)
-    return y.reshape(*batch, *y.shape[1:])
+    config = config or default_config(m, n, k)
+    return matmul_by_dot4(x, w, epilogue, out_dtype=out_dtype, config=config, interpret=interpret)

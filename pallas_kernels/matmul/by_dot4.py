@@ -30,9 +30,8 @@ def matmul_by_dot4(
     column_tile = pl.BlockSpec((config.block_n, -(-k // 4)), lambda i, j: (j, 0))
     channel_tile = pl.BlockSpec((config.block_n,), lambda i, j: (j,))
     out_tile = pl.BlockSpec((config.block_m, config.block_n), lambda i, j: (i, j))
-    signs = {"signed": x.dtype == jnp.int8, "b_signed": w.dtype == jnp.int8}
     return pl.pallas_call(
-        functools.partial(_kernel, config=config, m=m, n=n, signs=signs, interpret=interpret),
+        functools.partial(_kernel, config=config, m=m, n=n, signed=x.dtype == jnp.int8, interpret=interpret),
         # Programs with the same channels run next to one another: w is read from memory once.
         grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n)),
         in_specs=(row_tile, column_tile, tiles.epilogue_specs(epilogue, out_tile, channel_tile)),
@@ -53,7 +52,7 @@ def _kernel(
     config: Config,
     m: int,
     n: int,
-    signs: dict[str, bool],
+    signed: bool,
     interpret: bool,
 ) -> None:
     k4 = x_ref.shape[1]
@@ -69,7 +68,7 @@ def _kernel(
             lax.broadcast_in_dim(x, acc.shape, (0, 2)),
             lax.broadcast_in_dim(w, acc.shape, (1, 2)),
             acc,
-            **signs,
+            signed=signed,
             interpret=interpret,
         )
 

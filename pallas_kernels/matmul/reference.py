@@ -1,6 +1,5 @@
 """What every matmul kernel computes, in plain jnp, and which arrays it is defined for."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,16 +45,11 @@ def matmul_reference(
     require(supports(x, w, epilogue, out_dtype=out_dtype))
     if not is_split(x, w):
         return finish(_product(x, w), epilogue, out_dtype)
-    return finish(sum_of_parts(_product, x, w), epilogue, out_dtype)
-
-
-def sum_of_parts(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, w: jax.Array) -> jax.Array:
-    """The float32 accumulator of a K that is split, from the int32 products of its parts."""
-    parts = [product(x[..., k : k + PART], w[..., k : k + PART]) for k in range(0, x.shape[-1], PART)]
+    parts = [_product(x[..., k : k + PART], w[..., k : k + PART]) for k in range(0, x.shape[-1], PART)]
     acc = parts[0].astype(jnp.float32)
     for part in parts[1:]:
         acc = acc + part.astype(jnp.float32)
-    return acc
+    return finish(acc, epilogue, out_dtype)
 
 
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:
