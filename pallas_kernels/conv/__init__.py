@@ -8,8 +8,9 @@ from jax import lax
 
 from pallas_kernels.conv import config as tactics
 from pallas_kernels.conv.by_channel import conv_by_channel
+from pallas_kernels.conv.by_dot4 import conv_by_dot4
 from pallas_kernels.conv.by_mma import conv_by_mma
-from pallas_kernels.conv.config import ChannelConfig, MmaConfig
+from pallas_kernels.conv.config import ChannelConfig, Dot4Config, MmaConfig
 from pallas_kernels.conv.reference import conv_reference, supports
 from pallas_kernels.conv.window import Geometry, Window
 from pallas_kernels.epilogue import Epilogue, require
@@ -20,6 +21,7 @@ from pallas_kernels.matmul import matmul
 __all__ = [
     "ChannelConfig",
     "Config",
+    "Dot4Config",
     "MmaConfig",
     "Window",
     "candidates",
@@ -29,7 +31,7 @@ __all__ = [
     "supports",
 ]
 
-Config = MmaConfig | ChannelConfig | MatmulConfig
+Config = MmaConfig | ChannelConfig | Dot4Config | MatmulConfig
 
 
 def conv(
@@ -69,6 +71,8 @@ def conv(
         return conv_by_mma(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
     if isinstance(config, ChannelConfig):
         return conv_by_channel(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
+    if isinstance(config, Dot4Config):
+        return conv_by_dot4(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
     rows, features, depth = geometry.rows, geometry.features, geometry.depth
     pixels = lax.slice(x, (0,) * x.ndim, x.shape, (1, *window.strides, 1)).reshape(rows, depth)
     if epilogue is not None and epilogue.residual is not None:
@@ -93,6 +97,6 @@ def candidates(x: Any, w: Any, window: Window) -> tuple[Config, ...]:
 
 
 def _refuses(config: Config, geometry: Geometry) -> str | None:
-    if isinstance(config, MmaConfig | ChannelConfig):
+    if isinstance(config, MmaConfig | ChannelConfig | Dot4Config):
         return tactics.refuses(config, geometry)
     return None if geometry.is_pointwise else f"{config} is of a matrix product, which this convolution is not"
