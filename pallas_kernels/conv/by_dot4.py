@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
-from pallas_kernels.conv.config import Dot4Config
+from pallas_kernels.conv.config import ConvDot4Config
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.dot4 import dot4, pack4
@@ -33,7 +33,7 @@ def conv_by_dot4(
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
-    config: Dot4Config,
+    config: ConvDot4Config,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel: depthwise, of channels in fours."""
@@ -87,7 +87,7 @@ def _kernel(
     rows: int,
     columns: int,
     signed: bool,
-    config: Dot4Config,
+    config: ConvDot4Config,
     interpret: bool,
 ) -> None:
     row_tile, column_tile = place(pl.program_id(0))
@@ -111,7 +111,7 @@ def _kernel(
             dot4(x, w, acc, signed=signed, interpret=interpret) for x, w, acc in zip(by_channel, w, accs, strict=True)
         )
 
-    accs = (jnp.zeros(shape, jnp.int32),) * 4
+    accs: tuple[jax.Array, ...] = (jnp.zeros(shape, jnp.int32),) * 4
     if w_ref.shape[0] > _UNROLLED:
         accs = lax.fori_loop(0, w_ref.shape[0], accumulate, accs)
     else:

@@ -10,13 +10,13 @@ import triton_ir
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Config as MatmulConfig
+from pallas_kernels import Dot4Config as MatmulConfig
 from pallas_kernels import UnsupportedShapeError
 from pallas_kernels.compat import gpu_target
 from pallas_kernels.conv import (
-    ChannelConfig,
-    Dot4Config,
-    MmaConfig,
+    ConvChannelConfig,
+    ConvDot4Config,
+    ConvMmaConfig,
     Window,
     candidates,
     conv,
@@ -130,11 +130,11 @@ kinds = {
     "data": st.data(),
 }
 SMALL = (
-    MmaConfig(16, 16, 32),
-    MmaConfig(16, 16, 32, merge_taps=True),
-    ChannelConfig(8, 4, 1),
-    ChannelConfig(32, 16, 1),
-    Dot4Config(16, 8, 1),
+    ConvMmaConfig(16, 16, 32),
+    ConvMmaConfig(16, 16, 32, merge_taps=True),
+    ConvChannelConfig(8, 4, 1),
+    ConvChannelConfig(32, 16, 1),
+    ConvDot4Config(16, 8, 1),
 )
 
 
@@ -143,7 +143,7 @@ def equals_reference(geometry, x_dtype, out_dtype, residual, table, data):
     x, w, epilogue = operands(
         x_shape, w_shape, window, x_dtype=x_dtype, out_dtype=out_dtype, residual=residual, table=table
     )
-    configs = data.draw(st.sampled_from([SMALL, candidates(x, w, window)]))
+    configs = data.draw(st.sampled_from([SMALL, candidates(x, w, epilogue, window=window, out_dtype=out_dtype)]))
     config = data.draw(st.sampled_from(configs))
     if config in SMALL and not goes_with(config, w_shape, window):
         assume(0 not in jax.eval_shape(lambda: conv_reference(x, w, window=window, out_dtype=jnp.int32)).shape)
@@ -154,26 +154,26 @@ def equals_reference(geometry, x_dtype, out_dtype, residual, table, data):
 
 
 def goes_with(config, w_shape, window):
-    if isinstance(config, Dot4Config):
+    if isinstance(config, ConvDot4Config):
         return w_shape[-1] == 1 and w_shape[0] == window.groups and w_shape[0] % 4 == 0
     return not getattr(config, "merge_taps", False) or (
         window.groups == 1 and window.dilation[-1] == 1 and w_shape[-2] > 1
     )
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(geometry=dense, **kinds)
 def test_dense_equals_reference(geometry, **kinds):
     equals_reference(geometry, **kinds)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(geometry=grouped, **kinds)
 def test_grouped_equals_reference(geometry, **kinds):
     equals_reference(geometry, **kinds)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(geometry=depthwise, **kinds)
 def test_depthwise_equals_reference(geometry, **kinds):
     equals_reference(geometry, **kinds)
@@ -191,9 +191,8 @@ def test_many_equal_reference(geometry, **kinds):
 def test_reference_equals_numpy(geometry, x_dtype):
     x_shape, w_shape, window = geometry
     x, w, _ = operands(x_shape, w_shape, window, x_dtype=x_dtype, out_dtype=jnp.int32)
-    assert_same_bits(
-        conv_reference(x, w, window=window, out_dtype=jnp.int32), numpy_conv(x, w, window).astype(np.int32)
-    )
+    sums = jax.jit(functools.partial(conv_reference, window=window, out_dtype=jnp.int32))(x, w)
+    assert_same_bits(sums, numpy_conv(x, w, window).astype(np.int32))
 
 
 @pytest.mark.parametrize(
@@ -201,9 +200,9 @@ def test_reference_equals_numpy(geometry, x_dtype):
     [
         ((2, 7, 7, 36), (40, 1, 1, 36), window(stride=2)),  # a product of every other pixel
         ((2, 5, 3), (4, 1, 3), window(1)),
-        ((2, 9, 9, 3), (20, 7, 7, 3), window(stride=2, padding=3)),  # the first layer of a ResNet
+        ((1, 7, 6, 3), (20, 5, 5, 3), window(stride=2, padding=2)),  # a first layer
         ((1, 6, 5, 64), (24, 3, 3, 64), window(padding=(0, 1))),
-        ((1, 6, 6, 40), (40, 5, 5, 1), window(padding=2, groups=40)),
+        ((1, 4, 4, 40), (40, 3, 3, 1), window(padding=1, groups=40)),
         ((1, 4, 4, 8), (16, 3, 3, 2), window(padding=1, groups=4)),
         ((1, 4, 4, 6), (4, 2, 2, 6), window(stride=1, padding=1, input_dilation=2)),  # transposed
     ],
@@ -216,9 +215,9 @@ def test_default_equals_reference(x_shape, w_shape, window, x_dtype):
 
 @pytest.mark.parametrize("config", SMALL)
 def test_saturating_inputs(config):
-    groups = 1 if isinstance(config, MmaConfig) else 12
-    around = window(padding=2, groups=groups)
-    x, w = jnp.full((1, 4, 4, 12), 255, jnp.uint8), jnp.full((12, 3, 3, 12 // groups), -127, jnp.int8)
+    groups = 1 if isinstance(config, ConvMmaConfig) else 12
+    around = window(padding=1, groups=groups)
+    x, w = jnp.full((1, 3, 3, 12), 255, jnp.uint8), jnp.full((12, 2, 2, 12 // groups), -127, jnp.int8)
     check(x, w, None, around, jnp.int32, config)
 
 
@@ -241,10 +240,10 @@ def test_zero_sizes(x_shape, w_shape, padding):
     assert_same_bits(out, conv_reference(x, w, epilogue, window=window(padding=padding), out_dtype=jnp.int8))
 
 
-@pytest.mark.parametrize("config", [MmaConfig(16, 16, 32), ChannelConfig(8, 8, 1), Dot4Config(8, 8, 1)])
+@pytest.mark.parametrize("config", [ConvMmaConfig(16, 16, 32), ConvChannelConfig(8, 8, 1), ConvDot4Config(8, 8, 1)])
 def test_vmap_and_shard_map(config):
     around = window(padding=1, groups=8)
-    x, w, epilogue = operands((3, 4, 4, 8), (8, 3, 3, 1), around)
+    x, w, epilogue = operands((3, 4, 4, 8), (8, 2, 2, 1), around)
     f = functools.partial(conv, window=around, out_dtype=jnp.int8, config=config, interpret=True)
     expected = conv_reference(x, w, epilogue, window=around, out_dtype=jnp.int8)
     one_by_one = jax.vmap(lambda x: f(x[None], w, epilogue)[0])
@@ -269,8 +268,8 @@ def test_vmap_and_shard_map(config):
         ({"window": window(groups=3)}, "do not go into 3 groups"),
         ({"out_dtype": jnp.int8}, "int32 accumulator"),
         ({"config": MatmulConfig(8, 8, 64)}, "of a matrix product"),
-        ({"config": Dot4Config(8, 8)}, "dp4a takes"),
-        ({"config": MmaConfig(16, 16, 32, merge_taps=True), "window": window(dilation=2)}, "taps merge only"),
+        ({"config": ConvDot4Config(8, 8)}, "dp4a takes"),
+        ({"config": ConvMmaConfig(16, 16, 32, merge_taps=True), "window": window(dilation=2)}, "taps merge only"),
     ],
 )
 def test_errors_say_why(changed, reason):
@@ -292,12 +291,12 @@ def test_supports_says_what_int32_does_not_hold():
 @pytest.mark.parametrize("blocks", [(8, 16, 32), (16, 16, 16), (16, 24, 32), (256, 256, 32), (16, 16, 32, 3)])
 def test_invalid_tiles_of_the_tensor_cores(blocks):
     with pytest.raises(ValueError, match=r"powers of two|accumulators"):
-        MmaConfig(*blocks)
+        ConvMmaConfig(*blocks)
     with pytest.raises(ValueError, match="stage"):
-        MmaConfig(16, 16, 32, num_stages=0)
+        ConvMmaConfig(16, 16, 32, num_stages=0)
 
 
-@pytest.mark.parametrize("config", [ChannelConfig, Dot4Config])
+@pytest.mark.parametrize("config", [ConvChannelConfig, ConvDot4Config])
 @pytest.mark.parametrize("blocks", [(0, 8), (8, 12), (256, 128), (8, 8, 3)])
 def test_invalid_tiles_of_the_cuda_cores(config, blocks):
     with pytest.raises(ValueError, match=r"powers of two|accumulators"):
@@ -310,16 +309,16 @@ def test_candidates_are_distinct_and_the_default_is_the_first(geometry, batch):
     x_shape, w_shape, window = geometry
     x = jax.ShapeDtypeStruct((batch, *x_shape[1:]), jnp.int8)
     w = jax.ShapeDtypeStruct(w_shape, jnp.int8)
-    configs = candidates(x, w, window)  # __post_init__ has checked them
-    assert configs[0] == default_config(x, w, window)
+    configs = candidates(x, w, window=window, out_dtype=jnp.int32)  # __post_init__ has checked them
+    assert configs[0] == default_config(x, w, window=window, out_dtype=jnp.int32)
     assert len(set(configs)) == len(configs)
-    assert all(c.shared_bytes <= 96 * 1024 for c in configs if isinstance(c, MmaConfig))
+    assert all(c.shared_bytes <= 96 * 1024 for c in configs if isinstance(c, ConvMmaConfig))
 
 
 def test_no_tensor_cores_for_int8_before_sm_80():
     x, w = jax.ShapeDtypeStruct((1, 8, 8, 64), jnp.int8), jax.ShapeDtypeStruct((64, 3, 3, 64), jnp.int8)
     with gpu_target("Tesla T4", 40):
-        assert isinstance(default_config(x, w, window()), ChannelConfig)
+        assert isinstance(default_config(x, w, window=window(), out_dtype=jnp.int32), ConvChannelConfig)
 
 
 # ------------------------------------------------------------------------------------ what reaches the GPU's compiler
@@ -347,26 +346,26 @@ def shapes(x_shape, w_shape, window, *, x_dtype=jnp.uint8, residual=jnp.int8):
     ("x_shape", "w_shape", "window", "config", "masked", "unmasked"),
     [
         # x, w; taken, four vectors, residual and its multiplier, output
-        ((1, 18, 10, 64), (64, 3, 3, 64), window(), MmaConfig(16, 64, 64), 0, 10),
-        ((1, 16, 8, 64), (64, 3, 3, 64), window(padding=1), MmaConfig(16, 64, 64), 1, 9),  # x: beyond its edges
-        ((1, 18, 10, 48), (64, 3, 3, 48), window(), MmaConfig(16, 64, 64), 2, 8),  # x, w: beyond the tap
-        ((1, 18, 9, 64), (64, 3, 3, 64), window(), MmaConfig(32, 64, 64), 1 + 2, 7),  # x; residual, output: rows
+        ((1, 18, 10, 64), (64, 3, 3, 64), window(), ConvMmaConfig(16, 64, 64), 0, 10),
+        ((1, 16, 8, 64), (64, 3, 3, 64), window(padding=1), ConvMmaConfig(16, 64, 64), 1, 9),  # x: beyond its edges
+        ((1, 18, 10, 48), (64, 3, 3, 48), window(), ConvMmaConfig(16, 64, 64), 2, 8),  # x, w: beyond the tap
+        ((1, 18, 9, 64), (64, 3, 3, 64), window(), ConvMmaConfig(32, 64, 64), 1 + 2, 7),  # x; residual, output: rows
         (
             (1, 18, 10, 64),
             (60, 3, 3, 64),
             window(),
-            MmaConfig(16, 64, 64),
+            ConvMmaConfig(16, 64, 64),
             8,
             2,
         ),  # all but x and the multiplier: columns
-        ((1, 16, 8, 3), (64, 3, 3, 3), window(padding=1), MmaConfig(16, 64, 32, merge_taps=True), 0, 10),
-        ((1, 16, 8, 64), (128, 3, 3, 32), window(padding=1, groups=2), MmaConfig(16, 64, 32), 1, 9),
+        ((1, 16, 8, 3), (64, 3, 3, 3), window(padding=1), ConvMmaConfig(16, 64, 32, merge_taps=True), 0, 10),
+        ((1, 16, 8, 64), (128, 3, 3, 32), window(padding=1, groups=2), ConvMmaConfig(16, 64, 32), 1, 9),
         # x, w for each tap; four vectors, residual and its multiplier, output
-        ((1, 16, 8, 64), (64, 2, 1, 1), window(groups=64), ChannelConfig(8, 64), 0, 4 + 7),
-        ((1, 16, 8, 64), (64, 2, 1, 1), window(padding=1, groups=64), ChannelConfig(2, 64), 2, 2 + 7),
-        ((1, 16, 8, 60), (60, 2, 1, 1), window(groups=60), ChannelConfig(8, 64), 4 + 6, 1),
-        ((1, 16, 8, 64), (64, 4, 1, 1), window(groups=64), Dot4Config(8, 64), 0, 8 + 7),
-        ((1, 16, 8, 60), (60, 4, 1, 1), window(groups=60), Dot4Config(8, 64), 8 + 6, 1),
+        ((1, 16, 8, 64), (64, 2, 1, 1), window(groups=64), ConvChannelConfig(8, 64), 0, 4 + 7),
+        ((1, 16, 8, 64), (64, 2, 1, 1), window(padding=1, groups=64), ConvChannelConfig(2, 64), 2, 2 + 7),
+        ((1, 16, 8, 60), (60, 2, 1, 1), window(groups=60), ConvChannelConfig(8, 64), 4 + 6, 1),
+        ((1, 16, 8, 64), (64, 4, 1, 1), window(groups=64), ConvDot4Config(8, 64), 0, 8 + 7),
+        ((1, 16, 8, 60), (60, 4, 1, 1), window(groups=60), ConvDot4Config(8, 64), 8 + 6, 1),
     ],
 )
 def test_edges_are_masked_and_nothing_else(x_shape, w_shape, window, config, masked, unmasked):
