@@ -90,6 +90,8 @@ def finish(
     *,
     to_integer: Callable[[jax.Array, str], jax.Array] | None = None,
     lookup: Callable[[Any, jax.Array], jax.Array] | None = None,
+    multiply: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    clip: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """The output (..., N) of the accumulator: int32, or the float32 sum of the parts of a split K.
 
@@ -99,15 +101,17 @@ def finish(
       out_dtype: int8, uint8, float32 or bfloat16 (int32 without an epilogue).
       to_integer: rounds half to even and converts a float32 block to the named dtype; plain jnp unless given.
       lookup: the table's entries at bytes given as int32 indices; plain jnp unless given.
+      multiply: a product that is rounded before anything is added to it; plain jnp unless given.
+      clip: of (y, lo, hi), with NaN kept; plain jnp unless given.
     """
     if epilogue is None:
         return acc
-    y = _rounded_product(acc.astype(jnp.float32), _channels(epilogue.multiplier, acc)) + _channels(epilogue.bias, acc)
+    multiply, clip, to_integer = multiply or _rounded_product, clip or _clip, to_integer or _round
+    y = multiply(acc.astype(jnp.float32), _channels(epilogue.multiplier, acc)) + _channels(epilogue.bias, acc)
     if epilogue.residual is not None:
         scale = lax.broadcast_in_dim(epilogue.residual_multiplier, acc.shape, ())
-        y = y + _rounded_product(epilogue.residual.astype(jnp.float32), scale)
-    y = _clip(y, _channels(epilogue.lo, acc), _channels(epilogue.hi, acc))
-    to_integer = to_integer or _round
+        y = y + multiply(epilogue.residual.astype(jnp.float32), scale)
+    y = clip(y, _channels(epilogue.lo, acc), _channels(epilogue.hi, acc))
     if epilogue.table is not None:
         index = to_integer(y, "int8").astype(jnp.int32) & jnp.full(y.shape, 255, jnp.int32)
         return (lookup or _take)(epilogue.table, index)

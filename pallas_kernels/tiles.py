@@ -29,9 +29,9 @@ def mask(shape: tuple[int, ...], *edges: Edge) -> jax.Array | None:
     return functools.reduce(operator.and_, inside) if inside else None
 
 
-def load(ref: Any, mask: jax.Array | None = None) -> jax.Array:
-    """A block, zero where it is masked out."""
-    return pltriton.load(ref, mask=mask, other=None if mask is None else jnp.zeros((), ref.dtype))
+def load(ref: Any, mask: jax.Array | None = None, outside: int = 0) -> jax.Array:
+    """A block, `outside` where it is masked out."""
+    return pltriton.load(ref, mask=mask, other=None if mask is None else jnp.full((), outside, ref.dtype))
 
 
 def epilogue_specs(epilogue: Epilogue | None, tile: pl.BlockSpec, channels: pl.BlockSpec) -> Epilogue | None:

@@ -145,11 +145,6 @@ def as_float(operands: Any, dtype: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------- matmul
 
 
-def matmul_candidates(x: Any, w: Any) -> tuple[Any, ...]:
-    """The tactics for x (..., M, K) and w (..., N, K), the default first."""
-    return candidates(x.shape[-2], w.shape[-2], x.shape[-1])
-
-
 def _epilogue_types(channels: int) -> Epilogue:
     return Epilogue(*[jax.ShapeDtypeStruct((channels,), jnp.float32)] * 4)
 
@@ -170,7 +165,7 @@ def _matmul(group: str, *shape: int) -> Case:
             "bf16": _float_matmul,
             "f32": _float_matmul,
         },
-        functools.partial(matmul_candidates, x, w),
+        functools.partial(candidates, *types, out_dtype=jnp.int8),
         2 * math.prod(batch) * m * n * k,
     )
 
@@ -202,7 +197,7 @@ def _conv(batch: int, *layer: int) -> Case:
             "bf16": functools.partial(_float_conv, window=window),
             "f32": functools.partial(_float_conv, window=window),
         },
-        functools.partial(conv_candidates, *types[:2], window),
+        functools.partial(conv_candidates, *types, window=window, out_dtype=jnp.int8),
         2 * batch * out * out * features * kernel * kernel * channels,
         count,
     )

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import borders
-from pallas_kernels.bench.cases import matmul_candidates
 from pallas_kernels.conv import Window, conv, conv_reference
 from pallas_kernels.conv import candidates as conv_candidates
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
+from pallas_kernels.matmul import candidates as matmul_candidates
 from pallas_kernels.matmul import matmul, matmul_reference
 
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -105,6 +105,8 @@ FORMS = (
     Form(residual="uint8", table=True),
     Form(out="int32"),
 )
+# Products of two activations have bytes of either sign on both sides; a convolution's weights are signed.
+PRODUCTS = (*FORMS, Form("uint8", "uint8"), Form("int8", "uint8", out="float32"))
 FULL = (Form(full=True), Form("uint8", full=True))
 
 
@@ -169,7 +171,7 @@ BORDERS = (((3, 5, 7), ()), ((33, 257), (257,)), ((2, 1000, 3), (3,)))  # x, fac
 
 def _matmuls(tiny: bool) -> Iterator[Check]:
     wide = (5, 70, 4099)
-    cases = [*itertools.product(MATMULS, FORMS), *((wide, form) for form in FULL)]
+    cases = [*itertools.product(MATMULS, PRODUCTS), *((wide, form) for form in FULL)]
     cases.append(((2, 9, 140_000), FORMS[1]))  # beyond what int32 holds: K is split
     if tiny:
         cases = [(MATMULS[1], FORMS[1]), (MATMULS[1], FULL[1])]
@@ -177,7 +179,7 @@ def _matmuls(tiny: bool) -> Iterator[Check]:
         *batch, m, n, k = shape
         operands = functools.partial(_operands, seed, form, (*batch, m, k), (*batch, n, k), (*batch, m, n))
         reference = functools.partial(matmul_reference, out_dtype=form.out)
-        for config in _kinds(matmul_candidates(*jax.eval_shape(operands)[:2])):
+        for config in _kinds(matmul_candidates(*jax.eval_shape(operands), out_dtype=form.out)):
             kernel = functools.partial(matmul, out_dtype=form.out, config=config)
             name = f"matmul {'x'.join(map(str, shape))} {form} by {type(config).__name__}"
             yield Check(name, kernel, reference, operands)
@@ -191,16 +193,16 @@ def _convs(tiny: bool) -> Iterator[Check]:
         w = (features, *kernel, x[-1] // groups)
         window = Window(strides, padding, dilation, (1,) * len(kernel), groups)
         arrays = jax.ShapeDtypeStruct(x, form.x), jax.ShapeDtypeStruct(w, form.w)
-        out = Geometry.of(*arrays, window).out_shape
+        operands = functools.partial(_operands, seed, form, x, w, Geometry.of(*arrays, window).out_shape)
         reference = functools.partial(conv_reference, window=window, out_dtype=form.out)
-        for config in _kinds(conv_candidates(*arrays, window)):
+        for config in _kinds(conv_candidates(*jax.eval_shape(operands), window=window, out_dtype=form.out)):
             function = functools.partial(conv, window=window, out_dtype=form.out, config=config)
             strided = "x".join(map(str, strides))
             name = (
                 f"conv {'x'.join(map(str, x))} {'x'.join(map(str, kernel))}/{strided} {features} in {groups} "
                 f"{form} by {type(config).__name__}"
             )
-            yield Check(name, function, reference, functools.partial(_operands, seed, form, x, w, out))
+            yield Check(name, function, reference, operands)
 
 
 def _borders(tiny: bool) -> Iterator[Check]:

@@ -8,8 +8,9 @@ from jax import lax
 
 from pallas_kernels.conv import config as tactics
 from pallas_kernels.conv.by_channel import conv_by_channel
+from pallas_kernels.conv.by_dot4 import conv_by_dot4
 from pallas_kernels.conv.by_mma import conv_by_mma
-from pallas_kernels.conv.config import ChannelConfig, MmaConfig
+from pallas_kernels.conv.config import ConvChannelConfig, ConvDot4Config, ConvMmaConfig
 from pallas_kernels.conv.reference import conv_reference, supports
 from pallas_kernels.conv.window import Geometry, Window
 from pallas_kernels.epilogue import Epilogue, require
@@ -18,9 +19,10 @@ from pallas_kernels.matmul import candidates as matmul_candidates
 from pallas_kernels.matmul import matmul
 
 __all__ = [
-    "ChannelConfig",
     "Config",
-    "MmaConfig",
+    "ConvChannelConfig",
+    "ConvDot4Config",
+    "ConvMmaConfig",
     "Window",
     "candidates",
     "conv",
@@ -29,7 +31,7 @@ __all__ = [
     "supports",
 ]
 
-Config = MmaConfig | ChannelConfig | MatmulConfig
+Config = ConvMmaConfig | ConvChannelConfig | ConvDot4Config | MatmulConfig
 
 
 def conv(
@@ -63,36 +65,56 @@ def conv(
     geometry = Geometry.of(x, w, window)
     if 0 in (geometry.rows, geometry.features, geometry.depth):  # no grid, or no loads: there is only an epilogue
         return conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
-    config = config or default_config(x, w, window)
+    config = config or default_config(x, w, epilogue, window=window, out_dtype=out_dtype)
     require(_refuses(config, geometry))
-    if isinstance(config, MmaConfig):
+    if isinstance(config, ConvMmaConfig):
         return conv_by_mma(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
-    if isinstance(config, ChannelConfig):
+    if isinstance(config, ConvChannelConfig):
         return conv_by_channel(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
-    rows, features, depth = geometry.rows, geometry.features, geometry.depth
-    pixels = lax.slice(x, (0,) * x.ndim, x.shape, (1, *window.strides, 1)).reshape(rows, depth)
-    if epilogue is not None and epilogue.residual is not None:
-        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(rows, features))
-    out = matmul(pixels, w.reshape(features, depth), epilogue, out_dtype=out_dtype, config=config, interpret=interpret)
-    return out.reshape(geometry.out_shape)
+    if isinstance(config, ConvDot4Config):
+        return conv_by_dot4(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
+    return matmul(*_product(x, w, epilogue, geometry), out_dtype=out_dtype, config=config, interpret=interpret).reshape(
+        geometry.out_shape
+    )
 
 
-def default_config(x: Any, w: Any, window: Window) -> Config:
-    """Heuristic tactic for these (anything with shape), which `supports` takes; always valid."""
-    return candidates(x, w, window)[0]
+def default_config(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, window: Window, out_dtype: jax.typing.DTypeLike
+) -> Config:
+    """Heuristic tactic for these on the GPU in use; valid for all that `supports` takes."""
+    return candidates(x, w, epilogue, window=window, out_dtype=out_dtype)[0]
 
 
-def candidates(x: Any, w: Any, window: Window) -> tuple[Config, ...]:
-    """Tactics worth timing for these: distinct, all valid, the default first."""
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, window: Window, out_dtype: jax.typing.DTypeLike
+) -> tuple[Config, ...]:
+    """Tactics worth timing for these on the GPU in use: distinct, all valid, the default first.
+
+    Raises:
+      UnsupportedShapeError: where `supports` gives a reason.
+    """
+    require(supports(x, w, epilogue, window=window, out_dtype=out_dtype))
     geometry = Geometry.of(x, w, window)
     if not geometry.is_pointwise:
         return tactics.candidates(geometry)
-    products = matmul_candidates(geometry.rows, geometry.features, geometry.depth)
+    product = jax.eval_shape(lambda x, w, epilogue: _product(x, w, epilogue, geometry), x, w, epilogue)
+    as_product = matmul_candidates(*product, out_dtype=out_dtype)
     # With strides, a convolution saves the copy of the pixels that the product reads.
-    return products if set(window.strides) == {1} else (*products, *tactics.candidates(geometry)[:4])
+    return as_product if set(window.strides) == {1} else (*as_product, *tactics.candidates(geometry)[:4])
+
+
+def _product(
+    x: jax.Array, w: jax.Array, epilogue: Epilogue | None, geometry: Geometry
+) -> tuple[jax.Array, jax.Array, Epilogue | None]:
+    """The arguments of the matrix product that a pointwise convolution is."""
+    rows, features, depth = geometry.rows, geometry.features, geometry.depth
+    pixels = lax.slice(x, (0,) * x.ndim, x.shape, (1, *geometry.window.strides, 1))
+    if epilogue is not None and epilogue.residual is not None:
+        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(rows, features))
+    return pixels.reshape(rows, depth), w.reshape(features, depth), epilogue
 
 
 def _refuses(config: Config, geometry: Geometry) -> str | None:
-    if isinstance(config, MmaConfig | ChannelConfig):
+    if isinstance(config, ConvMmaConfig | ConvChannelConfig | ConvDot4Config):
         return tactics.refuses(config, geometry)
     return None if geometry.is_pointwise else f"{config} is of a matrix product, which this convolution is not"

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
-from pallas_kernels.conv.config import ChannelConfig
+from pallas_kernels.conv.config import ConvChannelConfig
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
@@ -31,7 +31,7 @@ def conv_by_channel(
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
-    config: ChannelConfig,
+    config: ConvChannelConfig,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel."""
@@ -84,7 +84,7 @@ def _kernel(
     columns: int,
     depth: int,
     group_columns: int,
-    config: ChannelConfig,
+    config: ConvChannelConfig,
     interpret: bool,
 ) -> None:
     row_tile, column_tile = place(pl.program_id(0))

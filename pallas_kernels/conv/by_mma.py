@@ -1,7 +1,7 @@
 """Convolution as an implicit matrix product on the tensor cores, in Triton: dots of int8 compile for sm_80 and later.
 
 Rows are output pixels, columns output channels, and the depth runs over the taps and, within a tap, over the bytes
-that lie side by side in x: the channels of one pixel or, with few channels (`MmaConfig.merge_taps`), those of all
+that lie side by side in x: the channels of one pixel or, with few channels (`ConvMmaConfig.merge_taps`), those of all
 pixels that a row of the kernel covers. No patches are written: a program gathers its rows of x by one masked load a
 step, which Triton turns into asynchronous copies of up to 16 bytes.
 """
@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
-from pallas_kernels.conv.config import MmaConfig
+from pallas_kernels.conv.config import ConvMmaConfig
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare, written_out
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
@@ -34,7 +34,7 @@ def conv_by_mma(
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
-    config: MmaConfig,
+    config: ConvMmaConfig,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel."""
@@ -42,6 +42,9 @@ def conv_by_mma(
     rows, columns = geometry.rows, geometry.features // groups
     # uint8 less 128 is int8, the zeros outside of x, too. What that takes from the sums, a number for each channel:
     taken = None if x.dtype == jnp.int8 else 128 * jnp.sum(w, axis=tuple(range(1, w.ndim)), dtype=jnp.int32)
+    if groups == 1 and geometry.depth % min(_COPIES):  # else no copy would be asynchronous
+        x, w = (_pad_last(v, -geometry.depth % min(_COPIES)) for v in (x, w))
+        geometry = Geometry.of(x, w, geometry.window)
     if config.merge_taps:
         x, w, gather = _merge_taps(x, w, geometry)
     else:
@@ -98,17 +101,20 @@ def conv_by_mma(
 
 def _merge_taps(x: jax.Array, w: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array, Gather]:
     """What the kernel reads with few channels: x with its padding written out, so that a row of the kernel covers bytes
-    that lie side by side. (Where XLA makes x, at the network's border, it makes it so at once.) Pixels and lines start
-    at whole copies, and a row of the kernel is whole instructions long, that no mask cuts a copy short."""
-    more_channels = -geometry.depth % min(_COPIES)
-    pixel = geometry.depth + more_channels
+    that lie side by side. (Where XLA makes x, at the network's border, it makes it so at once.) Lines start at whole
+    copies, and a row of the kernel is whole instructions long, that no mask cuts a copy short."""
+    pixel = geometry.depth
     more_taps = -geometry.kernel[-1] % (_DEPTH // pixel) if _DEPTH % pixel == 0 else 0
     line = geometry.padded[-1] + more_taps
     more_pixels = more_taps + -line % (max(_COPIES) // math.gcd(max(_COPIES), pixel))
-    x = written_out(x, geometry, more_pixels, more_channels)
-    w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0)] * (w.ndim - 2) + [(0, more_taps, 0), (0, more_channels, 0)])
+    x = written_out(x, geometry, more_pixels)
+    w = lax.pad(w, jnp.zeros((), w.dtype), [(0, 0, 0)] * (w.ndim - 2) + [(0, more_taps, 0), (0, 0, 0)])
     gather = Gather.of(x, geometry, (0,) * (x.ndim - 2))
     return x, w, dataclasses.replace(gather, kernel=(*gather.kernel[:-1], 1))
+
+
+def _pad_last(v: jax.Array, more: int) -> jax.Array:
+    return lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0)] * (v.ndim - 1) + [(0, more, 0)])
 
 
 def _kernel(
@@ -123,7 +129,7 @@ def _kernel(
     rows: int,
     columns: int,
     depth: int,
-    config: MmaConfig,
+    config: ConvMmaConfig,
     interpret: bool,
 ) -> None:
     block_m, block_n, block_k = config.block_m, config.block_n, config.block_k

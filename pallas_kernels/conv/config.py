@@ -18,7 +18,7 @@ _CANDIDATES = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class MmaConfig:
+class ConvMmaConfig:
     """Tactic of a convolution on the tensor cores.
 
     Attributes:
@@ -57,7 +57,7 @@ class MmaConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ChannelConfig:
+class ConvChannelConfig:
     """Tactic of a convolution on the CUDA cores.
 
     Attributes:
@@ -78,7 +78,30 @@ class ChannelConfig:
         _check_accumulators(self, self.block_m * self.block_n)
 
 
-ConvConfig = MmaConfig | ChannelConfig
+@dataclasses.dataclass(frozen=True)
+class ConvDot4Config:
+    """Tactic of a depthwise convolution on dp4a, of channels in fours.
+
+    Attributes:
+      block_m, block_n: tile of a program: pixels, channels.
+      num_warps: that share a tile.
+
+    Raises:
+      ValueError: where a number is no power of two, block_n is below 4, or a thread would hold more than 128
+        accumulators.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int = 4
+
+    def __post_init__(self) -> None:
+        if self.block_n < 4 or not all(map(_is_power_of_two, dataclasses.astuple(self))):
+            raise ValueError(f"{self}: all numbers must be powers of two, block_n at least 4")
+        _check_accumulators(self, self.block_m * self.block_n)
+
+
+ConvConfig = ConvMmaConfig | ConvChannelConfig | ConvDot4Config
 
 
 def default_config(geometry: Geometry) -> ConvConfig:
@@ -97,12 +120,14 @@ def candidates(geometry: Geometry) -> tuple[ConvConfig, ...]:
 
 def refuses(config: ConvConfig, geometry: Geometry) -> str | None:
     """Why the tactic does not go with the geometry, or None."""
-    if isinstance(config, MmaConfig) and config.merge_taps and not _can_merge(geometry):
+    if isinstance(config, ConvMmaConfig) and config.merge_taps and not _can_merge(geometry):
         return f"{config}: taps merge only without groups and without dilation of the last axis"
+    if isinstance(config, ConvDot4Config) and not _is_in_fours(geometry):
+        return f"{config}: dp4a takes depthwise convolutions with a filter for each channel, of channels in fours"
     return None
 
 
-def _by_mma(geometry: Geometry) -> Iterable[MmaConfig]:
+def _by_mma(geometry: Geometry) -> Iterable[ConvMmaConfig]:
     """Each tile in the form that suits it, in the order of estimated times; then the first ones in other forms."""
     columns = geometry.features // geometry.window.groups
     cores = compat.core_count()
@@ -115,7 +140,7 @@ def _by_mma(geometry: Geometry) -> Iterable[MmaConfig]:
         return pl.cdiv(programs, cores) * (block_m * block_n + 64 * (block_m + block_n))
 
     sizes = (128, 64, 256, 32, 16)
-    tiles = [tile for tile in itertools.product(sizes, sizes) if math.prod(tile) <= 128 * 256]
+    tiles = [tile for tile in itertools.product(sizes, sizes) if math.prod(tile) <= 128 * 128]
     ordered = sorted(tiles, key=time)[:8]
     merge = _can_merge(geometry) and geometry.depth < _NARROW
     yield from (next(_forms(geometry, *tile, merge)) for tile in ordered)
@@ -125,30 +150,34 @@ def _by_mma(geometry: Geometry) -> Iterable[MmaConfig]:
         yield from _forms(geometry, *tile, merge)
 
 
-def _forms(geometry: Geometry, block_m: int, block_n: int, merge: bool) -> Iterator[MmaConfig]:
+def _forms(geometry: Geometry, block_m: int, block_n: int, merge: bool) -> Iterator[ConvMmaConfig]:
     """A tile's configs: steps as deep as waste least of the depth, and as many as shared memory holds."""
     depth = geometry.kernel[-1] * (geometry.depth + -geometry.depth % 4) if merge else geometry.depth
-    num_warps = 8 if block_m * block_n > 64 * 128 else 4
+    num_warps = 8 if block_m * block_n > 64 * 128 else 4  # 64 accumulators a thread: with 128 an epilogue may spill
     for block_k in sorted((128, 64, 32), key=lambda block_k: pl.cdiv(depth, block_k) * (block_k + 16)):
         num_stages = min(4, _SHARED_BYTES // ((block_m + block_n) * block_k))
         if num_stages >= 3:
-            yield MmaConfig(block_m, block_n, block_k, num_warps, num_stages, merge)
-            if num_warps == 8 and block_m * block_n <= 128 * 128:
-                yield MmaConfig(block_m, block_n, block_k, 4, num_stages, merge)
+            yield ConvMmaConfig(block_m, block_n, block_k, num_warps, num_stages, merge)
 
 
-def _by_channel(geometry: Geometry) -> Iterable[ChannelConfig]:
+def _by_channel(geometry: Geometry) -> Iterable[ConvChannelConfig | ConvDot4Config]:
     """Tiles of 32, 16 and 64 outputs a thread: 16 channels are one load, and the weights serve several pixels."""
     sizes = sorted((64, 32, 128, 16), key=lambda block_n: pl.cdiv(geometry.features, block_n) * (block_n + 16))
-    most = pl.next_power_of_2(geometry.features)
+    most = pl.next_power_of_2(max(geometry.features, 1))
     for block_n in dict.fromkeys(min(size, most) for size in sizes[:3]):
         for outputs, num_warps in ((32, 4), (16, 4), (64, 4), (32, 8)):
             block_m = outputs * _THREADS_PER_WARP * num_warps // block_n
-            yield ChannelConfig(min(block_m, pl.next_power_of_2(geometry.rows)), block_n, num_warps)
+            tile = (min(block_m, pl.next_power_of_2(max(geometry.rows, 1))), block_n, num_warps)
+            yield ConvDot4Config(*tile) if _is_in_fours(geometry) else ConvChannelConfig(*tile)
 
 
 def _can_merge(geometry: Geometry) -> bool:
     return geometry.window.groups == 1 and geometry.window.dilation[-1] == 1 and geometry.kernel[-1] > 1
+
+
+def _is_in_fours(geometry: Geometry) -> bool:
+    depthwise = geometry.depth == 1 and geometry.features == geometry.window.groups
+    return depthwise and geometry.features % 4 == 0
 
 
 def _is_power_of_two(number: int) -> bool:

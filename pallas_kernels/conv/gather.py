@@ -102,13 +102,12 @@ def prepare(x: jax.Array, geometry: Geometry) -> tuple[jax.Array, Gather]:
     return (x := written_out(x, geometry)), Gather.of(x, geometry, (0,) * len(window.strides))
 
 
-def written_out(x: jax.Array, geometry: Geometry, more_pixels: int = 0, more_channels: int = 0) -> jax.Array:
-    """x with its dilation and padding; and with more zeros behind the last spatial axis, and behind the channels."""
+def written_out(x: jax.Array, geometry: Geometry, more_pixels: int = 0) -> jax.Array:
+    """x with its dilation and padding, and with more zeros behind the last spatial axis."""
     window = geometry.window
     spatial = [(lo, hi, step - 1) for (lo, hi), step in zip(window.padding, window.input_dilation, strict=True)]
     lo, hi, interior = spatial.pop()
-    last = [(lo, hi + more_pixels, interior), (0, more_channels, 0)]
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, *last])
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *spatial, (lo, hi + more_pixels, interior), (0, 0, 0)])
 
 
 def all_of(masks: Iterable[jax.Array | None]) -> jax.Array | None:

@@ -68,16 +68,16 @@ def _accumulator(x: jax.Array, w: jax.Array, geometry: Geometry) -> jax.Array:
         return jnp.zeros(geometry.out_shape, jnp.int32)
     config = [(lo, hi, step - 1) for (lo, hi), step in zip(window.padding, window.input_dilation, strict=True)]
     padded = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
-    groups = (window.groups, geometry.depth)
-    acc = jnp.zeros((*geometry.out_shape[:-1], window.groups, geometry.features // window.groups), jnp.int32)
+    features = geometry.features // window.groups
+    acc = jnp.zeros((*geometry.out_shape[:-1], window.groups, features), jnp.int32)
     for tap in np.ndindex(geometry.kernel):
         start = [index * step for index, step in zip(tap, window.dilation, strict=True)]
         limit = [
             at + (size - 1) * stride + 1 for at, size, stride in zip(start, geometry.out, window.strides, strict=True)
         ]
         part = lax.slice(padded, (0, *start, 0), (x.shape[0], *limit, x.shape[-1]), (1, *window.strides, 1))
-        part = part.reshape(*part.shape[:-1], *groups)
-        weights = w[:, *tap].reshape(window.groups, -1, geometry.depth)
+        part = part.reshape(*part.shape[:-1], window.groups, geometry.depth)
+        weights = w[:, *tap].reshape(window.groups, features, geometry.depth)
         acc = acc + _product(part, weights)
     return acc.reshape(geometry.out_shape)
 

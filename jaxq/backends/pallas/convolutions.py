@@ -7,23 +7,20 @@ import jax.numpy as jnp
 
 from jaxq.backends.pallas.operands import epilogue, epilogue_struct, struct, why_not_residual
 from jaxq.graph.node import Node
+from pallas_kernels import Epilogue
 from pallas_kernels.conv import Window, conv
 from pallas_kernels.conv import candidates as kernel_candidates
 from pallas_kernels.conv import supports as why_no_kernel
 
 
 def supports(node: Node) -> str | None:
-    """Why the kernel does not take the bound node, or None."""
-    reason = why_not_residual(node)
-    if reason is not None:
-        return reason
-    types = struct(node.operand("x")), _weight(node), epilogue_struct(node, node.aval.shape)
-    return why_no_kernel(*types, window=_window(node), out_dtype=node.aval.dtype)
+    """Why no kernel takes the bound node, or None."""
+    return why_not_residual(node) or why_no_kernel(*_types(node), window=_window(node), out_dtype=node.aval.dtype)
 
 
 def candidates(node: Node) -> tuple[Any, ...]:
     """The kernels' configs, the default first."""
-    return kernel_candidates(struct(node.operand("x")), _weight(node), _window(node))
+    return kernel_candidates(*_types(node), window=_window(node), out_dtype=node.aval.dtype)
 
 
 def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
@@ -44,10 +41,11 @@ def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
     return run
 
 
-def _weight(node: Node) -> Any:
+def _types(node: Node) -> tuple[Any, Any, Epilogue]:
     weight = node.operand("weight")
     *kernel_and_depth, features = weight.aval.shape
-    return struct(weight, (features, *kernel_and_depth))
+    w = struct(weight, (features, *kernel_and_depth))
+    return struct(node.operand("x")), w, epilogue_struct(node, node.aval.shape)
 
 
 def _window(node: Node) -> Window:

@@ -10,19 +10,13 @@ from jaxq.graph.node import Node
 
 
 def supports(node: Node) -> str | None:
-    """Why the kernel does not take the bound node, or None."""
-    x, w, out = _shapes(node)
-    reason = why_not_residual(node)
-    if reason is not None:
-        return reason
-    types = struct(node.operand("x"), x), struct(_second(node), w), epilogue_struct(node, out)
-    return pallas_kernels.supports(*types, out_dtype=node.aval.dtype)
+    """Why no kernel takes the bound node, or None."""
+    return why_not_residual(node) or pallas_kernels.supports(*_types(node), out_dtype=node.aval.dtype)
 
 
 def candidates(node: Node) -> tuple[Any, ...]:
     """The kernels' configs, the default first."""
-    x, w, _ = _shapes(node)
-    return pallas_kernels.candidates(x[-2], w[-2], x[-1])
+    return pallas_kernels.candidates(*_types(node), out_dtype=node.aval.dtype)
 
 
 def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
@@ -45,6 +39,11 @@ def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
 
 def _second(node: Node) -> Node:
     return node.operand("y" if node.op == "matmul" else "weight")
+
+
+def _types(node: Node) -> tuple[Any, Any, pallas_kernels.Epilogue]:
+    x, w, out = _shapes(node)
+    return struct(node.operand("x"), x), struct(_second(node), w), epilogue_struct(node, out)
 
 
 def _shapes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
