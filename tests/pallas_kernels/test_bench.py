@@ -1,5 +1,6 @@
 """The benchmark without a GPU: tiny shapes, interpreted; and everything it runs on an H100 compiles for one."""
 
+import dataclasses
 import functools
 import json
 
@@ -16,7 +17,7 @@ from pallas_kernels.bench.cases import timed
 from pallas_kernels.bench.checks import Check, checks, difference, poisoned
 from pallas_kernels.bench.run import Run
 
-ONE_EACH = "^matmul (7x13x21 .* full|1x24x64)|^quantize 3x5x7"
+ONE_EACH = "^matmul (7x13x21 .* full by Dot4|1x24x64)|^quantize 3x5x7"
 
 
 def test_tiny_and_interpreted(tmp_path, capsys):
@@ -39,9 +40,13 @@ def test_tiny_and_interpreted(tmp_path, capsys):
 
 
 def test_tune(tmp_path, capsys):
-    assert main(["--interpret", "--tune", "--only", "^matmul 1x24x64", "--output", str(tmp_path / "rows")]) == 0
+    [case] = [case for case in timed(tiny=True) if case.name == "matmul 1x24x64"]
+    two = case.candidates()[:2]
+    run = Run(tmp_path / "rows", budget=60, interpret=True)
+    run.tune([dataclasses.replace(case, candidates=lambda: two)])
     row = json.loads((tmp_path / "rows").read_text())
-    assert row["default"] in row["times"]
+    assert row["passed"] and row["default"] == str(two[0])
+    assert row["times"].keys() == set(map(str, two))
     assert list(row["times"].values()) == sorted(row["times"].values(), key=lambda times: times["us"])
     assert "(the default)" in capsys.readouterr().out
 
