@@ -9,10 +9,20 @@ from pallas_kernels.dispatch import on_cuda
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.errors import UnsupportedShapeError
-from pallas_kernels.matmul import Dot4Config, MmaConfig, candidates, default_config, matmul, matmul_reference, supports
+from pallas_kernels.matmul import (
+    Config,
+    Dot4Config,
+    MmaConfig,
+    candidates,
+    default_config,
+    matmul,
+    matmul_reference,
+    supports,
+)
 
 __all__ = [
     "BorderConfig",
+    "Config",
     "Dot4Config",
     "Epilogue",
     "MmaConfig",

@@ -132,6 +132,30 @@ def round_in_triton(y: jax.Array, dtype: str) -> jax.Array:
     return rounded.astype(dtype)
 
 
+def multiply_in_triton(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`multiply` of a Triton kernel that is compiled: ptxas never contracts a product that names its rounding."""
+    [product] = pltriton.elementwise_inline_asm(
+        "mul.rn.f32 $0, $1, $2;",
+        args=[a, b],
+        constraints="=f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(a.shape, jnp.float32)],
+    )
+    return product
+
+
+def clip_in_triton(y: jax.Array, lo: jax.Array, hi: jax.Array) -> jax.Array:
+    """`clip` of a Triton kernel that is compiled for sm_80 or later: two instructions, which keep NaN."""
+    [clipped] = pltriton.elementwise_inline_asm(
+        "max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;",
+        args=[y, lo, hi],
+        constraints="=&f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(y.shape, jnp.float32)],
+    )
+    return clipped
+
+
 def _channels(v: jax.Array, acc: jax.Array) -> jax.Array:
     return lax.broadcast_in_dim(v, acc.shape, (acc.ndim - 1,))
 

@@ -13,7 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels.epilogue import Epilogue, finish, round_in_triton
+from pallas_kernels import compat
+from pallas_kernels.epilogue import Epilogue, clip_in_triton, finish, multiply_in_triton, round_in_triton
 
 # The start of a block and the size of its array, along one axis.
 Edge = tuple[Any, int]
@@ -59,10 +60,15 @@ def store(acc: jax.Array, refs: Epilogue | None, out_ref: Any, row: Edge, column
             residual_multiplier=None if refs.residual_multiplier is None else refs.residual_multiplier[...],
             table=refs.table,
         )
-    out = finish(
-        acc, blocks, out_ref.dtype, to_integer=None if interpret else round_in_triton, lookup=_lookup
-    )
+    out = finish(acc, blocks, out_ref.dtype, lookup=_lookup, **({} if interpret else _instructions()))
     pltriton.store(out_ref, out, mask=inside)
+
+
+def _instructions() -> dict[str, Any]:
+    """What `finish` is given in a kernel that is compiled."""
+    from_sm_80 = (compat.compute_capability() or 0) >= 80
+    clip = {"clip": clip_in_triton} if from_sm_80 else {}
+    return {"to_integer": round_in_triton, "multiply": multiply_in_triton, **clip}
 
 
 def _lookup(table_ref: Any, index: jax.Array) -> jax.Array:

@@ -49,7 +49,10 @@ def candidates(
     x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
 ) -> tuple[MmaConfig, ...]:
     """Tactics worth timing on the GPU in use: distinct, all valid, the default first."""
-    return mma_candidates(math.prod(x.shape[:-2]), x.shape[-2], w.shape[-2], x.shape[-1])
+    residual = None if epilogue is None else epilogue.residual
+    residual_bytes = 0 if residual is None else jnp.dtype(residual.dtype).itemsize
+    *batch, m, k = x.shape
+    return mma_candidates(math.prod(batch), m, w.shape[-2], k, residual_bytes=residual_bytes)
 
 
 def run(

@@ -10,7 +10,7 @@ from pallas_kernels.matmul.reference import PART
 
 _WARP = 32
 _MOST_ACCUMULATORS = 128  # a thread: dp4a spills here already (16 bytes, sm_90), the tensor cores do not
-_GOOD_ACCUMULATORS = 64  # up to 128 registers: no spills, and several programs fit on a multiprocessor
+_GOOD_ACCUMULATORS = 32  # with what is loaded, up to 96 registers: no spills, and several programs fit
 _MOST_SPLITS = 64
 
 # By the first compute capability that has them: kilobytes of shared memory for one program, and pairs of int8 that a
@@ -139,7 +139,7 @@ def dot4_candidates(batches: int, m: int, n: int, k: int) -> tuple[Dot4Config, .
     found = [
         _fit_dot4(m, n, k, *blocks, num_warps=num_warps)
         for blocks in (few if m <= 8 else many)
-        for num_warps in (4, 8)
+        for num_warps in (8, 4)
     ]
     split = [dataclasses.replace(c, splits=_dot4_splits(c, batches, m, n, k)) for c in found]
     return tuple(dict.fromkeys((split[0], *split, *found)))
@@ -168,6 +168,8 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
     (128, 128, 128, 8),
     (128, 128, 128, 4),
     (128, 256, 64, 8),
+    (128, 128, 64, 8),
+    (128, 128, 64, 4),
     (128, 64, 128, 4),
     (64, 256, 128, 8),
     (64, 128, 128, 4),
@@ -181,13 +183,18 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
     (16, 32, 256, 4),
     (16, 16, 512, 4),
 )
-_MMA_STAGES = 6  # at most: what is in flight then covers the memory's latency
+_LEAST_STAGES, _MOST_STAGES = 3, 6  # one is multiplied, others are in flight; six cover the memory's latency
 _MMA_CANDIDATES = 10
 
 
-def mma_candidates(batches: int, m: int, n: int, k: int) -> tuple[MmaConfig, ...]:
-    """Tactics worth timing for x (batches, m, k) and w (batches, n, k), sizes from 0, on the GPU in use: distinct, all of
-    them fit into its shared memory, the one with the least estimated time first."""
+def mma_candidates(batches: int, m: int, n: int, k: int, *, residual_bytes: int = 0) -> tuple[MmaConfig, ...]:
+    """Tactics worth timing for x (batches, m, k) and w (batches, n, k), sizes from 0, on the GPU in use.
+
+    They are distinct and fit into its shared memory, and the one with the least estimated time is first.
+
+    Args:
+      residual_bytes: of an element of the residual that the epilogue reads, 0 without one.
+    """
     limit, cores = _of_chip(_SHARED_KB) * 1024, compat.core_count()
     found = []
     for block_m, block_n, block_k, num_warps in _MMA_TILES:
@@ -198,8 +205,10 @@ def mma_candidates(batches: int, m: int, n: int, k: int) -> tuple[MmaConfig, ...
         group = max(1, math.isqrt(cores * block_m * block_n) // block_m)
         most = pl.cdiv(k, 2 * block_k)
         for fitting, splits in ((f, s) for f in (1, 2, 4) for s in (1, 2, 4, 8, 16) if s == 1 or s <= most):
-            stages = min(_MMA_STAGES, limit // fitting // ((block_m + block_n) * block_k))
-            if stages >= 2:
+            if not _fits_registers(block_m, block_n, num_warps, residual_bytes):
+                continue
+            stages = min(_MOST_STAGES, limit // fitting // ((block_m + block_n) * block_k))
+            if stages >= _LEAST_STAGES:
                 found.append(MmaConfig(block_m, block_n, block_k, num_warps, stages, group, splits))
     found.sort(key=lambda config: _mma_cycles(config, batches, m, n, k, limit, cores))
     # Of each tile the two best: neighbours in stages and splits differ little.
@@ -210,6 +219,13 @@ def mma_candidates(batches: int, m: int, n: int, k: int) -> tuple[MmaConfig, ...
         if seen[tile] <= 2:
             kept.append(config)
     return tuple(kept[:_MMA_CANDIDATES])
+
+
+def _fits_registers(block_m: int, block_n: int, num_warps: int, residual_bytes: int) -> bool:
+    # Behind 128 accumulators a thread has no registers for a residual: 184 to 1,200 bytes are spilled on sm_90, but 32 and
+    # 48 for bfloat16 and int8 in tiles of 128 x 256. These stay: smaller ones are bound by the L2.
+    few = block_m * block_n <= _WARP * num_warps * _MOST_ACCUMULATORS // 2
+    return few or residual_bytes == 0 or (residual_bytes <= 2 and (block_m, block_n) == (128, 256))
 
 
 def _mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, limit: int, cores: int) -> float:
