@@ -81,10 +81,13 @@ def compile(target: str, function: Any, *args: Any) -> tuple[Kernel, ...]:
     start = log.stat().st_size
     try:
         return process.submit(_compile, target, function, args).result()
+    except CompileError as error:
+        reason = str(error)
     except BrokenProcessPool:
         _process.cache_clear()
-        said = log.read_bytes()[start:].decode(errors="replace")
-    raise CompileError(f"{function} for {target} ended the process: {said[-4000:]}")
+        reason = "the process died"
+    said = log.read_bytes()[start:].decode(errors="replace")
+    raise CompileError(f"{function} for {target}: {reason}\n{said[-4000:]}")
 
 
 @functools.cache
@@ -125,7 +128,7 @@ def _compile(target: str, function: Any, args: tuple[Any, ...]) -> tuple[Kernel,
         with compat.gpu_target(device.device_kind, device.core_count):
             jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).compile()
     except Exception as error:  # exceptions of XLA's do not pickle
-        raise CompileError(f"{function} for {target}: {error}") from None
+        raise CompileError(str(error)) from None
     shared = _shared_memory(xla, mosaic)
     kernels = [kernel for path in (*xla.glob("*.ptx"), *mosaic.glob("*.ptx")) for kernel in _assemble(path, shared)]
     return tuple(sorted(kernels, key=lambda kernel: kernel.name))
