@@ -3,6 +3,7 @@
 Left to LLVM and ptxas, a product and a sum become a fused multiply-add; `mul.rn` never does.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,27 +26,26 @@ def load(ref: Any) -> jax.Array:
     return _plgpu.load(ref, optimized=False)
 
 
-def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
-    """A float32 product that is rounded before anything is added to it."""
-    return _pointwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", jnp.float32, a, b)
+def arithmetic(layout: Any) -> dict[str, Callable[..., jax.Array]]:
+    """For `epilogue.finish`, over blocks of that layout in registers.
+
+    multiply: mul.rn. clip: these instructions keep NaN. to_integer: rounds half to even and saturates; NaN becomes 0.
+    """
+
+    def multiply(a: jax.Array, b: jax.Array) -> jax.Array:
+        return _pointwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", jnp.float32, layout, a, b)
+
+    def clip(y: jax.Array, lo: jax.Array, hi: jax.Array) -> jax.Array:
+        return lax.min(lax.max(y, lo), hi)
+
+    def to_integer(y: jax.Array, dtype: str) -> jax.Array:
+        kind = "u8" if dtype == "uint8" else "s8"
+        return _pointwise(f"cvt.rni.sat.{kind}.f32 $0, $1;", "=r,f", jnp.dtype(dtype), layout, y)
+
+    return {"multiply": multiply, "clip": clip, "to_integer": to_integer}
 
 
-def clip(y: jax.Array, lo: jax.Array, hi: jax.Array) -> jax.Array:
-    """min(max(y, lo), hi); these instructions keep NaN."""
-    return lax.min(lax.max(y, lo), hi)
-
-
-def to_integer(y: jax.Array, dtype: str) -> jax.Array:
-    """Float32 rounded half to even, saturated to int8 or uint8; NaN becomes 0."""
-    return _pointwise(f"cvt.rni.sat.{'u8' if dtype == 'uint8' else 's8'}.f32 $0, $1;", "=r,f", jnp.dtype(dtype), y)
-
-
-# For `epilogue.finish`.
-ARITHMETIC: dict[str, Any] = {"multiply": multiply, "clip": clip, "to_integer": to_integer}
-
-
-def _pointwise(ptx: str, constraints: str, dtype: Any, *args: jax.Array) -> jax.Array:
-    layout = plgpu.Layout.WGMMA
+def _pointwise(ptx: str, constraints: str, dtype: Any, layout: Any, *args: jax.Array) -> jax.Array:
     result = plgpu.ShapeDtypeStruct(args[0].shape, dtype, layout=layout)
 
     @plgpu.inline_mgpu(arg_types=(layout,) * len(args), return_type=result)

@@ -1,21 +1,16 @@
-"""Tactics of the wgmma kernel: which arrays it takes, its tile sizes, and which of them to try."""
+"""Tactics of the wgmma kernel: its tile sizes, and which of them to try."""
 
 import dataclasses
 import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import compat
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul import reference
+from pallas_kernels.matmul.tma import CONSUMERS, DEPTH, SHARED_BYTES, shared_bytes
 
-CONSUMERS = 2
-DEPTH = 128  # bytes of K in a stage: the widest swizzle
-_SHARED_BYTES = 232_448 - 2_048  # of a block; the rest is for barriers and alignment
 _MAX_ACCUMULATORS = 128  # a thread of a consumer, which has 232 registers
 _MAX_STAGES = 8
 _TILES = (
@@ -65,51 +60,6 @@ class WgmmaConfig:
         """Columns of a consumer that are finished and stored at a time."""
         return 64 if self.consumer_tile[1] % 64 == 0 else 32
 
-    @property
-    def stage_bytes(self) -> int:
-        """Shared memory of a stage."""
-        return (self.tile_m + self.tile_n) * DEPTH
-
-    def shared_bytes(self, epilogue: Epilogue | None, out_dtype: jax.typing.DTypeLike) -> int:
-        """Shared memory of a block at most, without barriers."""
-        rows, columns = self.consumer_tile
-        itemsize = jnp.dtype(out_dtype).itemsize
-        if epilogue is not None and epilogue.residual is not None:
-            itemsize += jnp.dtype(epilogue.residual.dtype).itemsize
-        edges = CONSUMERS * (2 * rows * self.part * itemsize + 5 * columns * 4)
-        return self.stages * self.stage_bytes + edges
-
-
-def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
-    """Why the kernel does not take these (anything with shape and dtype), or None where it does.
-
-    The edges of an array may cut a tile of the copy engine's, but not one of the swizzle's, 8 rows of 32 to 128 bytes.
-    """
-    reason = reference.supports(x, w, epilogue, out_dtype=out_dtype)
-    if reason is not None:
-        return reason
-    m, k, n = x.shape[-2], x.shape[-1], w.shape[-2]
-    sizes = [jnp.dtype(out_dtype).itemsize]
-    if epilogue is not None and epilogue.residual is not None:
-        sizes.append(jnp.dtype(epilogue.residual.dtype).itemsize)
-    if not hasattr(plgpu, "InterpretGPUParams"):
-        return f"the wgmma kernel needs jax 0.11, not {jax.__version__}"
-    if 0 in (*x.shape, n):
-        return "there is nothing to multiply"
-    if jnp.dtype(w.dtype) != jnp.int8:
-        return f"the wgmma kernel takes w in int8, not {jnp.dtype(w.dtype).name}"
-    if reference.is_split(x, w):
-        return f"the wgmma kernel does not split K = {k}"
-    if k % 16 or (k > DEPTH and k % 32):
-        return f"the wgmma kernel takes K in multiples of 32, or of 16 up to {DEPTH}, not {k}"
-    if any(size > 8 and size % 8 for size in (m, n)):
-        return f"the wgmma kernel takes M and N in multiples of 8, or up to 8, not {m} and {n}"
-    if any(n * size % 32 and n * size != 16 for size in sizes):
-        return f"the wgmma kernel takes outputs and residuals whose rows are multiples of 32 bytes, not {n} columns"
-    if epilogue is not None and epilogue.table is not None:
-        return "the wgmma kernel has no table: Mosaic does not gather from memory"
-    return None
-
 
 def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> WgmmaConfig:
     """Heuristic tactic: the candidate with the least estimated time."""
@@ -134,9 +84,9 @@ def candidates(
             # The blocks that run at once cover about as many rows as columns.
             rows = math.isqrt(cores * tile_m * tile_n)
             config = WgmmaConfig(tile_m, tile_n, 2, cluster, max(1, rows // (tile_m * cluster)))
-            spare = _SHARED_BYTES - config.shared_bytes(epilogue, out_dtype)
+            spare = SHARED_BYTES - shared_bytes(config, epilogue, out_dtype)
             if spare >= 0:
-                stages = min(_MAX_STAGES, 2 + spare // config.stage_bytes)
+                stages = min(_MAX_STAGES, 2 + spare // ((tile_m + tile_n) * DEPTH))
                 found.append(dataclasses.replace(config, stages=stages))
     found.sort(key=lambda config: _cycles(config, math.prod(batch), m, n, k, cores))
     return tuple(found[:8])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import Epilogue, compat, matmul_reference
-from pallas_kernels.matmul.by_wgmma import matmul_by_wgmma
-from pallas_kernels.matmul.wgmma_config import WgmmaConfig, candidates, default_config, supports
+from pallas_kernels.matmul.by_wgmma import WgmmaConfig, candidates, default_config, run, supports
+from pallas_kernels.matmul.tma import shared_bytes
 
 HAS_KERNEL = supports(*[jax.ShapeDtypeStruct((8, 32), jnp.int8)] * 2, out_dtype=jnp.int32) is None
 needs_kernel = pytest.mark.skipif(not HAS_KERNEL, reason=f"jax {jax.__version__} is older than the kernel")
@@ -49,7 +49,7 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
 
 def check(args, config, out_dtype, cores):
     """The interpreted kernel, on a GPU of so many multiprocessors, equals the reference in every bit."""
-    kernel = functools.partial(matmul_by_wgmma, out_dtype=out_dtype, config=config, interpret=True)
+    kernel = functools.partial(run, out_dtype=out_dtype, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores):
         actual = np.asarray(jax.jit(kernel)(*args))
     assert_same_bits(actual, matmul_reference(*args, out_dtype=out_dtype))
@@ -116,7 +116,7 @@ def test_vmap():
     x, w, epilogue = operands(8, 32, 32, batch=(2,), residual_dtype="int8")
     axes = (0, None, Epilogue(*[None] * 4, 0, None))
     args = x, w[0], epilogue
-    kernel = functools.partial(matmul_by_wgmma, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
+    kernel = functools.partial(run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     with compat.gpu_target(num_cores=1):
         actual = jax.jit(jax.vmap(kernel, axes))(*args)
     assert_same_bits(actual, jax.vmap(functools.partial(matmul_reference, out_dtype="int8"), axes)(*args))
@@ -126,7 +126,7 @@ def test_vmap():
 def test_shard_map():
     args = operands(8, 32, 32)
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    kernel = functools.partial(matmul_by_wgmma, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
+    kernel = functools.partial(run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     sharded = jax.shard_map(kernel, mesh=mesh, in_specs=(P("d"), P(), P()), out_specs=P("d"))
     assert_same_bits(jax.jit(sharded)(*args), matmul_reference(*args, out_dtype="int8"))
 
@@ -148,14 +148,14 @@ def _arrays(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtype
 
 def compiled(args, out_dtype, config=None):
     config = config or default_config(*args, out_dtype=out_dtype)
-    kernels = aot.compile("h100", functools.partial(matmul_by_wgmma, out_dtype=out_dtype, config=config), *args)
+    kernels = aot.compile("h100", functools.partial(run, out_dtype=out_dtype, config=config), *args)
     [kernel] = [kernel for kernel in kernels if "matmul_wgmma" in kernel.name]
     assert re.search(r"wgmma\.mma_async\S+\.s32\.s8\.s8", kernel.ptx)
     assert "cp.async.bulk.tensor" in kernel.ptx
     assert ("multicast::cluster" in kernel.ptx) == (config.cluster > 1)
     assert "serialized" not in kernel.ptxas  # ptxas waits after each wgmma where it cannot tell registers apart
     assert kernel.spill_bytes == 0
-    assert kernel.shared_bytes <= config.shared_bytes(args[2], out_dtype) + 2048 <= 232_448
+    assert kernel.shared_bytes <= shared_bytes(config, args[2], out_dtype) + 2048 <= 232_448
     # Products are rounded before they are added.
     assert not re.search(r"\bfma\.|\bmul\.f32", kernel.ptx)
     assert ("mul.rn.f32" in kernel.ptx) == (out_dtype != "int32")
@@ -201,7 +201,7 @@ def test_candidates_are_distinct_and_fit(problem):
     configs = candidates(*args, out_dtype=kwargs["out_dtype"])
     assert configs[0] == default_config(*args, out_dtype=kwargs["out_dtype"])
     assert len(set(configs)) == len(configs)
-    assert all(config.shared_bytes(args[2], kwargs["out_dtype"]) + 2048 <= 232_448 for config in configs)
+    assert all(shared_bytes(config, args[2], kwargs["out_dtype"]) + 2048 <= 232_448 for config in configs)
 
 
 def test_large_products_share_w_in_clusters():

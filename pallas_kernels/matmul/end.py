@@ -1,4 +1,4 @@
-"""The end of a consumer of the wgmma kernel: from its accumulator in registers to the output in memory.
+"""The end of a consumer of the `tma` kernels: from its accumulator to the output in memory.
 
 What the epilogue reads arrives in shared memory while the tensor cores work. The accumulator is finished in parts of 32
 or 64 columns (so that a part's operands fit in registers), each of which leaves through shared memory while the next is
@@ -6,6 +6,7 @@ computed: two slots for outputs, two for residuals.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,23 +17,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import mosaic
 from pallas_kernels.epilogue import Epilogue, finish
-from pallas_kernels.matmul.wgmma_config import CONSUMERS, WgmmaConfig
+from pallas_kernels.matmul.tma import CONSUMERS, Tiles, swizzle
 
 _SLOTS = 2
 
 
-def swizzle(columns: int, size: int, itemsize: int) -> tuple[Any, ...]:
-    """How (rows, columns) of an array with `size` columns lie in shared memory, so that the 8 rows that are accessed at
-    once lie in different banks: as tiles of 8 rows, the widest that the array's edge does not cut."""
-    for width in (128, 64, 32):
-        tile = width // itemsize
-        if columns % tile == 0 and (size <= tile or size % tile == 0):
-            return plgpu.TilingTransform((8, tile)), plgpu.SwizzleTransform(width)
-    raise ValueError(f"an array with {size} columns of {itemsize} bytes cuts every tile")
-
-
 def scratch(
-    config: WgmmaConfig, n: int, epilogue: Epilogue | None, offset: Any, out_dtype: jax.typing.DTypeLike
+    config: Tiles, n: int, epilogue: Epilogue | None, offset: Any, out_dtype: jax.typing.DTypeLike
 ) -> dict[str, Any]:
     """Shared memory and barriers of all consumers' ends; None of what there is not."""
     rows, columns = config.consumer_tile
@@ -54,22 +45,25 @@ def scratch(
 
 
 class End:
-    """The end of consumer `me`, over references: those of the kernel's operands, and what `scratch` describes."""
+    """The end of consumer `me`, over references: those of the kernel's operands, and what `scratch` describes.
+
+    `layout` is the accumulator's in registers; None when interpreting.
+    """
 
     def __init__(
         self,
-        config: WgmmaConfig,
+        config: Tiles,
         me: Any,
         epilogue: Epilogue | None,
         offset: Any,
         out: Any,
         *,
-        interpret: bool,
+        layout: Any,
         **scratch: Any,
     ) -> None:
         self.config, self.me, self.epilogue, self.offset, self.out = config, me, epilogue, offset, out
         self.scratch = scratch
-        self.arithmetic = {} if interpret else mosaic.ARITHMETIC
+        self.arithmetic = {} if layout is None else mosaic.arithmetic(layout)
 
     def fetch(self, b: Any, row: Any, column: Any) -> None:
         """Starts the copies of what the tile at (row, column) of matrix b needs."""
@@ -87,8 +81,8 @@ class End:
         for part in range(min(_SLOTS, self._parts)):
             self._fetch_residual(part, b, row, column)
 
-    def store(self, acc: jax.Array, b: Any, row: Any, column: Any) -> None:
-        """Finishes an accumulator (rows, columns) and starts its copy to the output."""
+    def store(self, acc: Callable[[slice], jax.Array], b: Any, row: Any, column: Any) -> None:
+        """Finishes the accumulator, given by its columns, and starts its copy to the output."""
         me, width, out_parts = self.me, self.config.part, self.scratch["out_parts"]
         if self.scratch["channels_full"] is not None:
             plgpu.barrier_wait(self.scratch["channels_full"].at[me])
@@ -96,7 +90,7 @@ class End:
             slot = part % _SLOTS
             here = slice(part * width, (part + 1) * width)
             finished = finish(
-                self._offset(acc[:, here], here), self._operands(part, here), self.out.dtype, **self.arithmetic
+                self._offset(acc(here), here), self._operands(part, here), self.out.dtype, **self.arithmetic
             )
             plgpu.wait_smem_to_gmem(_SLOTS - 1, wait_read_only=True)  # the slot's last copy has left
             out_parts[me, slot] = finished
