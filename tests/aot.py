@@ -5,8 +5,9 @@
         [kernel] = aot.compile("h100", functools.partial(matmul, out_dtype=jnp.int8), x, w, epilogue)
         assert "wgmma" in kernel.ptx and kernel.spill_bytes == 0
 
-Everything compiles in one process beside the tests, since Mosaic aborts the process where it fails: its death is one
-CompileError. What is compiled must be picklable: a function at the top of a module, or a functools.partial of one.
+Everything compiles beside the tests, since Mosaic aborts the process where it fails: its death is one CompileError. (A
+process for each target: Mosaic gives ptxas the architecture that it saw first.) What is compiled must be picklable: a
+function at the top of a module, or a functools.partial of one.
 """
 
 import functools
@@ -77,7 +78,7 @@ def compile(target: str, function: Any, *args: Any) -> tuple[Kernel, ...]:
     Raises:
       CompileError: with what the compiler said.
     """
-    process, log = _process()
+    process, log = _process(target)
     start = log.stat().st_size
     try:
         return process.submit(_compile, target, function, args).result()
@@ -91,7 +92,7 @@ def compile(target: str, function: Any, *args: Any) -> tuple[Kernel, ...]:
 
 
 @functools.cache
-def _process() -> tuple[ProcessPoolExecutor, Path]:
+def _process(target: str) -> tuple[ProcessPoolExecutor, Path]:
     folder = tempfile.TemporaryDirectory(prefix="aot-", ignore_cleanup_errors=True)
     log = Path(folder.name, "stderr")
     log.touch()

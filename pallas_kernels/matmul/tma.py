@@ -145,7 +145,7 @@ def launch(
     offset = None
     if x.dtype == jnp.uint8:
         x = lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
-        offset = 128 * jnp.sum(w, axis=-1, dtype=jnp.int32)
+        offset = jnp.sum(128 * w.astype(jnp.int32), axis=-1)  # one kernel: the product fuses into the sum
     grid = (x.shape[0], pl.cdiv(m, config.tile_m * config.cluster), pl.cdiv(n, config.tile_n))
     out = plgpu.kernel(
         functools.partial(kernel, config=config, grid=grid, interpret=interpret),

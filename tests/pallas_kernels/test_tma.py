@@ -1,3 +1,5 @@
+"""The Mosaic kernels of the matrix product: interpreted, compiled for the GPUs that they are for, and their tactics."""
+
 import functools
 import re
 
@@ -11,11 +13,14 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import Epilogue, compat, matmul_reference
-from pallas_kernels.matmul.by_wgmma import WgmmaConfig, candidates, default_config, run, supports
-from pallas_kernels.matmul.tma import shared_bytes
+from pallas_kernels.matmul import by_tcgen05, by_wgmma
+from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
+from pallas_kernels.matmul.by_wgmma import WgmmaConfig
+from pallas_kernels.matmul.tma import shared_bytes, supports
 
 HAS_KERNEL = supports(*[jax.ShapeDtypeStruct((8, 32), jnp.int8)] * 2, out_dtype=jnp.int32) is None
 needs_kernel = pytest.mark.skipif(not HAS_KERNEL, reason=f"jax {jax.__version__} is older than the kernel")
+KERNELS = {WgmmaConfig: by_wgmma, Tcgen05Config: by_tcgen05}
 RANGES = {"int8": (-127, 127), "uint8": (0, 255), "float32": (-1e30, 1e30), "bfloat16": (-1e30, 1e30)}
 
 
@@ -49,6 +54,7 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
 
 def check(args, config, out_dtype, cores):
     """The interpreted kernel, on a GPU of so many multiprocessors, equals the reference in every bit."""
+    run = KERNELS[type(config)].run
     kernel = functools.partial(run, out_dtype=out_dtype, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores):
         actual = np.asarray(jax.jit(kernel)(*args))
@@ -73,6 +79,8 @@ def assert_same_bits(actual, expected):
         ((200, 160, 192), WgmmaConfig(128, 64, 2, cluster=2), 4, {"x_dtype": "uint8", "residual_dtype": "bfloat16"}),
         ((8, 32, 48), WgmmaConfig(64, 64, 3), 1, {"batch": (3,), "x_dtype": "uint8", "out_dtype": "int32"}),
         ((5, 40, 32), WgmmaConfig(64, 64, 2), 1, {"out_dtype": "float32", "saturate": True}),
+        ((136, 96, 416), Tcgen05Config(64, 2), 1, {"residual_dtype": "int8"}),
+        ((8, 160, 48), Tcgen05Config(128, 2), 1, {"batch": (3,), "x_dtype": "uint8", "residual_dtype": "uint8"}),
     ],
 )
 def test_kernel_equals_reference(shape, config, cores, kwargs):
@@ -83,7 +91,7 @@ def test_kernel_equals_reference(shape, config, cores, kwargs):
 
 
 @st.composite
-def problems(draw, most=40):
+def problems(draw, most=20):
     """(shape, keywords of `operands`) that the kernel takes."""
     kwargs = {
         "batch": draw(st.sampled_from([(), (2,), (1, 2)])),
@@ -94,20 +102,21 @@ def problems(draw, most=40):
         kwargs["residual_dtype"] = draw(st.sampled_from([None, *RANGES]))
     m = draw(st.integers(1, 8) | st.integers(1, most).map(lambda i: 8 * i))
     n = draw(st.just(16) | st.integers(1, most // 3).map(lambda i: 32 * i))
-    k = draw(st.integers(1, 8).map(lambda i: 16 * i) | st.integers(1, 14).map(lambda i: 32 * i))
+    k = draw(st.integers(1, 8).map(lambda i: 16 * i) | st.integers(1, 9).map(lambda i: 32 * i))
     return (m, n, k), kwargs
 
 
 @needs_kernel
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS.values())
 @settings(max_examples=1000, deadline=None, derandomize=True)
-@given(problems(), st.booleans(), st.integers(1, 6), st.data())
-def test_kernel_equals_reference_on_drawn_shapes(problem, saturate, cores, data):
+@given(problem=problems(), saturate=st.booleans(), cores=st.integers(1, 6), data=st.data())
+def test_kernel_equals_reference_on_drawn_shapes(kernel, problem, saturate, cores, data):
     shape, kwargs = problem
     args = operands(*shape, **kwargs, saturate=saturate)
     out_dtype = kwargs["out_dtype"]
     assert supports(*args, out_dtype=out_dtype) is None
-    config = data.draw(st.sampled_from(candidates(*args, out_dtype=out_dtype)))
+    config = data.draw(st.sampled_from(kernel.candidates(*args, out_dtype=out_dtype)))
     check(args, config, out_dtype, max(cores, config.cluster))
 
 
@@ -116,7 +125,7 @@ def test_vmap():
     x, w, epilogue = operands(8, 32, 32, batch=(2,), residual_dtype="int8")
     axes = (0, None, Epilogue(*[None] * 4, 0, None))
     args = x, w[0], epilogue
-    kernel = functools.partial(run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
+    kernel = functools.partial(by_wgmma.run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     with compat.gpu_target(num_cores=1):
         actual = jax.jit(jax.vmap(kernel, axes))(*args)
     assert_same_bits(actual, jax.vmap(functools.partial(matmul_reference, out_dtype="int8"), axes)(*args))
@@ -126,7 +135,7 @@ def test_vmap():
 def test_shard_map():
     args = operands(8, 32, 32)
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    kernel = functools.partial(run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
+    kernel = functools.partial(by_wgmma.run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     sharded = jax.shard_map(kernel, mesh=mesh, in_specs=(P("d"), P(), P()), out_specs=P("d"))
     assert_same_bits(jax.jit(sharded)(*args), matmul_reference(*args, out_dtype="int8"))
 
@@ -146,11 +155,15 @@ def _arrays(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtype
     return x, w, epilogue
 
 
-def compiled(args, out_dtype, config=None):
-    config = config or default_config(*args, out_dtype=out_dtype)
-    kernels = aot.compile("h100", functools.partial(run, out_dtype=out_dtype, config=config), *args)
-    [kernel] = [kernel for kernel in kernels if "matmul_wgmma" in kernel.name]
-    assert re.search(r"wgmma\.mma_async\S+\.s32\.s8\.s8", kernel.ptx)
+def compiled(args, out_dtype, config):
+    target, instruction = {
+        WgmmaConfig: ("h100", r"wgmma\.mma_async\S+\.s32\.s8\.s8"),
+        Tcgen05Config: ("b200", r"tcgen05\.mma\S+\.kind::i8"),
+    }[type(config)]
+    run = functools.partial(KERNELS[type(config)].run, out_dtype=out_dtype, config=config)
+    kernels = aot.compile(target, run, *args)
+    [kernel] = [kernel for kernel in kernels if "matmul" in kernel.name]
+    assert re.search(instruction, kernel.ptx)
     assert "cp.async.bulk.tensor" in kernel.ptx
     assert ("multicast::cluster" in kernel.ptx) == (config.cluster > 1)
     assert "serialized" not in kernel.ptxas  # ptxas waits after each wgmma where it cannot tell registers apart
@@ -165,49 +178,54 @@ def compiled(args, out_dtype, config=None):
 
 @aot.required
 @needs_kernel
-def test_compiles_for_hopper():
-    compiled(abstract(4096, 4096, 4096, residual_dtype="int8"), "int8")
+@pytest.mark.parametrize("kernel", KERNELS.values())
+def test_compiles(kernel):
+    args = abstract(4096, 4096, 4096, residual_dtype="int8")
+    compiled(args, "int8", kernel.default_config(*args, out_dtype="int8"))
 
 
 @aot.required
 @needs_kernel
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS.values())
 @pytest.mark.parametrize("shape", [(4096, 4096, 4096), (512, 4096, 4096), (128, 11008, 4096), (16, 4096, 4096)])
-def test_all_candidates_compile(shape):
+def test_all_candidates_compile(kernel, shape):
     args = abstract(*shape)
-    for config in candidates(*args, out_dtype="int8"):
+    for config in kernel.candidates(*args, out_dtype="int8"):
         compiled(args, "int8", config)
 
 
 @aot.required
 @needs_kernel
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS.values())
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(problems(most=600))
-def test_all_that_is_supported_compiles(problem):
+@given(problem=problems(most=600))
+def test_all_that_is_supported_compiles(kernel, problem):
     shape, kwargs = problem
     args = abstract(*shape, **kwargs)
     assert supports(*args, out_dtype=kwargs["out_dtype"]) is None
-    compiled(args, kwargs["out_dtype"])
+    compiled(args, kwargs["out_dtype"], kernel.default_config(*args, out_dtype=kwargs["out_dtype"]))
 
 
 # ----------------------------------------------------------------------------------------------------------- tactics
 
 
-@given(problems(most=4000))
-def test_candidates_are_distinct_and_fit(problem):
+@pytest.mark.parametrize("kernel", KERNELS.values())
+@given(problem=problems(most=4000))
+def test_candidates_are_distinct_and_fit(kernel, problem):
     shape, kwargs = problem
     args = abstract(*shape, **kwargs)
-    configs = candidates(*args, out_dtype=kwargs["out_dtype"])
-    assert configs[0] == default_config(*args, out_dtype=kwargs["out_dtype"])
+    configs = kernel.candidates(*args, out_dtype=kwargs["out_dtype"])
+    assert configs[0] == kernel.default_config(*args, out_dtype=kwargs["out_dtype"])
     assert len(set(configs)) == len(configs)
     assert all(shared_bytes(config, args[2], kwargs["out_dtype"]) + 2048 <= 232_448 for config in configs)
 
 
 def test_large_products_share_w_in_clusters():
-    config = default_config(*abstract(4096, 4096, 4096), out_dtype="int8")
+    config = by_wgmma.default_config(*abstract(4096, 4096, 4096), out_dtype="int8")
     assert config == WgmmaConfig(128, 256, stages=4, cluster=2, group=8)
-    assert default_config(*abstract(64, 4096, 4096), out_dtype="int8").tile_m == 64
+    assert by_wgmma.default_config(*abstract(64, 4096, 4096), out_dtype="int8").tile_m == 64
 
 
 @pytest.mark.parametrize(
@@ -225,6 +243,12 @@ def test_large_products_share_w_in_clusters():
 def test_invalid(numbers, reason):
     with pytest.raises(ValueError, match=reason):
         WgmmaConfig(*numbers)
+
+
+@pytest.mark.parametrize("numbers", [(192, 4), (128, 1), (128, 4, 0)])
+def test_invalid_for_tcgen05(numbers):
+    with pytest.raises(ValueError, match="tile_n must be 64, 128 or 256"):
+        Tcgen05Config(*numbers)
 
 
 @needs_kernel
