@@ -270,4 +270,4 @@ def test_errors_say_why(shape, kwargs, reason):
 
 @pytest.mark.skipif(HAS_KERNEL, reason="of old versions of jax")
 def test_old_versions_of_jax():
-    assert "needs jax 0.11" in supports(*abstract(64, 64, 64), out_dtype="int8")
+    assert "need jax 0.11" in supports(*abstract(64, 64, 64), out_dtype="int8")
