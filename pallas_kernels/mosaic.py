@@ -17,8 +17,8 @@ _plgpu: Any = plgpu  # what jax 0.10 types otherwise, or lacks
 
 
 def interpreter() -> Any:
-    """Runs a kernel on any machine, slowly."""
-    return _plgpu.InterpretGPUParams()
+    """Runs a kernel on any machine, slowly; prints "RACE DETECTED" where an access to memory waits for nothing."""
+    return _plgpu.InterpretGPUParams(detect_races=True)
 
 
 def load(ref: Any) -> jax.Array:

@@ -92,7 +92,8 @@ class End:
             finished = finish(
                 self._offset(acc(here), here), self._operands(part, here), self.out.dtype, **self.arithmetic
             )
-            plgpu.wait_smem_to_gmem(_SLOTS - 1, wait_read_only=True)  # the slot's last copy has left
+            # The slot's last copy has left. (At first both: which slot the last tile ended in hangs on its parts.)
+            plgpu.wait_smem_to_gmem(min(part, _SLOTS - 1), wait_read_only=True)
             out_parts[me, slot] = finished
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(out_parts.at[me, slot], self._tile(self.out, part, b, row, column))
