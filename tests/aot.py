@@ -5,8 +5,9 @@
         [kernel] = aot.compile("h100", functools.partial(matmul, out_dtype=jnp.int8), x, w, epilogue)
         assert "wgmma" in kernel.ptx and kernel.spill_bytes == 0
 
-Everything compiles in one process beside the tests, since Mosaic aborts the process where it fails: its death is one
-CompileError. What is compiled must be picklable: a function at the top of a module, or a functools.partial of one.
+Everything compiles beside the tests, since Mosaic aborts the process where it fails: its death is one CompileError. (A
+process for each target: Mosaic gives ptxas the architecture that it saw first.) What is compiled must be picklable: a
+function at the top of a module, or a functools.partial of one.
 """
 
 import functools
@@ -77,18 +78,21 @@ def compile(target: str, function: Any, *args: Any) -> tuple[Kernel, ...]:
     Raises:
       CompileError: with what the compiler said.
     """
-    process, log = _process()
+    process, log = _process(target)
     start = log.stat().st_size
     try:
         return process.submit(_compile, target, function, args).result()
+    except CompileError as error:
+        reason = str(error)
     except BrokenProcessPool:
         _process.cache_clear()
-        said = log.read_bytes()[start:].decode(errors="replace")
-    raise CompileError(f"{function} for {target} ended the process: {said[-4000:]}")
+        reason = "the process died"
+    said = log.read_bytes()[start:].decode(errors="replace")
+    raise CompileError(f"{function} for {target}: {reason}\n{said[-4000:]}")
 
 
 @functools.cache
-def _process() -> tuple[ProcessPoolExecutor, Path]:
+def _process(target: str) -> tuple[ProcessPoolExecutor, Path]:
     folder = tempfile.TemporaryDirectory(prefix="aot-", ignore_cleanup_errors=True)
     log = Path(folder.name, "stderr")
     log.touch()
@@ -125,7 +129,7 @@ def _compile(target: str, function: Any, args: tuple[Any, ...]) -> tuple[Kernel,
         with compat.gpu_target(device.device_kind, device.core_count):
             jax.jit(function).trace(*args).lower(lowering_platforms=("cuda",)).compile()
     except Exception as error:  # exceptions of XLA's do not pickle
-        raise CompileError(f"{function} for {target}: {error}") from None
+        raise CompileError(str(error)) from None
     shared = _shared_memory(xla, mosaic)
     kernels = [kernel for path in (*xla.glob("*.ptx"), *mosaic.glob("*.ptx")) for kernel in _assemble(path, shared)]
     return tuple(sorted(kernels, key=lambda kernel: kernel.name))
