@@ -7,11 +7,22 @@ from pallas_kernels import compat
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.errors import UnsupportedShapeError
-from pallas_kernels.matmul import Config, candidates, default_config, matmul, matmul_reference, supports
+from pallas_kernels.matmul import (
+    Config,
+    Dot4Config,
+    MmaConfig,
+    candidates,
+    default_config,
+    matmul,
+    matmul_reference,
+    supports,
+)
 
 __all__ = [
     "Config",
+    "Dot4Config",
     "Epilogue",
+    "MmaConfig",
     "UnsupportedShapeError",
     "candidates",
     "compat",

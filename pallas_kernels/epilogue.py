@@ -32,8 +32,8 @@ class Epilogue:
     """Operands of the epilogue, of an output (..., N). (Inside a kernel the same fields hold references or blocks.)
 
     Attributes:
-      multiplier, bias, lo, hi: float32 (N,). For an integer output, or with a table, lo and hi hold the saturation: they
-        lie in [-127, 127] or [0, 255].
+      multiplier, bias, lo, hi: float32 (N,). For an integer output, or with a table, lo and hi hold the saturation:
+        they lie in [-127, 127] or [0, 255].
       residual: int8, uint8, float32 or bfloat16, of the output's shape; or None.
       residual_multiplier: float32 (), given exactly when the residual is.
       table: (256,) of the output's dtype, entry i that of the int8 whose byte is i; or None.
@@ -54,7 +54,7 @@ class Epilogue:
 
 
 def check(epilogue: Epilogue | None, shape: tuple[int, ...], out_dtype: jax.typing.DTypeLike) -> str | None:
-    """Why the epilogue does not fit an output of that shape and dtype, or None. Arrays are anything with shape, dtype."""
+    """Why the epilogue does not fit an output of that shape and dtype, or None. (Arrays: anything with both.)"""
     out = jnp.dtype(out_dtype).name
     if epilogue is None:
         return None if out == "int32" else f"without an epilogue the output is the int32 accumulator, not {out}"
@@ -130,6 +130,30 @@ def round_in_triton(y: jax.Array, dtype: str) -> jax.Array:
         result_shape_dtypes=[jax.ShapeDtypeStruct(y.shape, jnp.int32)],
     )
     return rounded.astype(dtype)
+
+
+def multiply_in_triton(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`multiply` of a Triton kernel that is compiled: ptxas never contracts a product that names its rounding."""
+    [product] = pltriton.elementwise_inline_asm(
+        "mul.rn.f32 $0, $1, $2;",
+        args=[a, b],
+        constraints="=f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(a.shape, jnp.float32)],
+    )
+    return product
+
+
+def clip_in_triton(y: jax.Array, lo: jax.Array, hi: jax.Array) -> jax.Array:
+    """`clip` of a Triton kernel that is compiled for sm_80 or later: two instructions, which keep NaN."""
+    [clipped] = pltriton.elementwise_inline_asm(
+        "max.NaN.f32 $0, $1, $2; min.NaN.f32 $0, $0, $3;",
+        args=[y, lo, hi],
+        constraints="=&f,f,f,f",
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(y.shape, jnp.float32)],
+    )
+    return clipped
 
 
 def _channels(v: jax.Array, acc: jax.Array) -> jax.Array:

@@ -1,28 +1,76 @@
-"""matmul: int8 matrix product with the epilogue fused in. One definition (`reference`), several kernels beside it."""
+"""matmul: int8 matrix product with the epilogue fused in. One definition (`reference`), several kernels beside it.
+
+A kernel is a module with `supports`, `candidates` and `run`; the type of a config says which kernel it is of. A new one
+is a row in the table.
+"""
+
+import dataclasses
+import math
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import compat
 from pallas_kernels.epilogue import Epilogue, require
-from pallas_kernels.errors import UnsupportedShapeError
-from pallas_kernels.matmul import reference
-from pallas_kernels.matmul.by_dot4 import matmul_by_dot4
-from pallas_kernels.matmul.config import Config, candidates, default_config
+from pallas_kernels.matmul import by_dot4, by_mma
+from pallas_kernels.matmul.config import Dot4Config, MmaConfig
 from pallas_kernels.matmul.reference import matmul_reference
 
-__all__ = ["Config", "candidates", "default_config", "matmul", "matmul_reference", "supports"]
+__all__ = [
+    "Config",
+    "Dot4Config",
+    "MmaConfig",
+    "candidates",
+    "default_config",
+    "matmul",
+    "matmul_reference",
+    "supports",
+]
+
+Config = Dot4Config | MmaConfig
+
+# {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
+_KERNELS: dict[type, tuple[ModuleType, range]] = {
+    Dot4Config: (by_dot4, range(61, 1000)),
+    MmaConfig: (by_mma, range(80, 100)),
+}
+_FEW_ROWS = 8  # so far dp4a keeps up with the memory
+_DOT4_ROWS = 16  # beyond that dp4a is far behind the tensor cores
+_UNKNOWN = 80  # the compute capability to plan for without a GPU
 
 
-def supports(
-    x: object, w: object, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike = jnp.int8
-) -> str | None:
-    """Why no kernel takes these arrays (anything with shape and dtype), or None where `matmul` does."""
-    reason = reference.supports(x, w, epilogue, out_dtype=out_dtype)
-    if reason is None and len(x.shape) != 2:
-        return "batches have no kernel yet"
-    if reason is None and reference.is_split(x, w):
-        return "K split has no kernel yet"
-    return reason
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
+    """Why no kernel takes these (anything with shape and dtype), or None where `matmul` does."""
+    return by_dot4.supports(x, w, epilogue, out_dtype=out_dtype)
+
+
+def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> Config:
+    """Heuristic tactic for these on the GPU in use (`compat.compute_capability`), the first of `candidates`."""
+    return candidates(x, w, epilogue, out_dtype=out_dtype)[0]
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[Config, ...]:
+    """Tactics worth timing for these on the GPU in use: distinct, all valid, the default first.
+
+    Raises:
+      UnsupportedShapeError: where `supports` gives a reason.
+    """
+    require(supports(x, w, epilogue, out_dtype=out_dtype))
+    capability, rows = compat.compute_capability() or _UNKNOWN, x.shape[-2]
+    able = [
+        (kind, module)
+        for kind, (module, capabilities) in reversed(_KERNELS.items())
+        if capability in capabilities and module.supports(x, w, epilogue, out_dtype=out_dtype) is None
+    ]
+    if len(able) > 1 and rows > _DOT4_ROWS:
+        able = [(kind, module) for kind, module in able if kind is not Dot4Config]
+    if rows <= _FEW_ROWS or (rows <= _DOT4_ROWS and _is_unsigned(x, w)):
+        able.sort(key=lambda kernel: kernel[0] is not Dot4Config)
+    return tuple(c for _, module in able for c in module.candidates(x, w, epilogue, out_dtype=out_dtype))
 
 
 def matmul(
@@ -44,15 +92,31 @@ def matmul(
       w: int8, in [-127, 127], or uint8 (..., N, K), the same leading axes.
       epilogue: its operands, or None for the accumulator itself.
       out_dtype: int8, uint8, float32 or bfloat16; int32 without an epilogue.
-      config: tactic; None takes `default_config(M, N, K)`.
+      config: tactic, whose type chooses the kernel; None takes `default_config`.
       interpret: run on any machine, slowly.
 
     Raises:
-      UnsupportedShapeError: for other shapes or dtypes.
+      UnsupportedShapeError: for other shapes or dtypes, or a config whose kernel does not take them or the GPU in use.
     """
     require(supports(x, w, epilogue, out_dtype=out_dtype))
-    (m, k), n = x.shape, w.shape[0]
-    if 0 in (m, n, k):  # no grid, or no loads: there is only an epilogue
+    (*batch, m, k), n = x.shape, w.shape[-2]
+    if 0 in (*x.shape, n):  # no grid, or no loads: there is only an epilogue
         return matmul_reference(x, w, epilogue, out_dtype=out_dtype)
-    config = config or default_config(m, n, k)
-    return matmul_by_dot4(x, w, epilogue, out_dtype=out_dtype, config=config, interpret=interpret)
+    config = config or default_config(x, w, epilogue, out_dtype=out_dtype)
+    module, capabilities = _KERNELS[type(config)]
+    capability = compat.compute_capability()
+    if not interpret and capability is not None and capability not in capabilities:
+        require(
+            f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}"
+        )
+    require(module.supports(x, w, epilogue, out_dtype=out_dtype))
+    batches = math.prod(batch)
+    x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)
+    if epilogue is not None and epilogue.residual is not None:
+        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(batches, m, n))
+    out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, config=config, interpret=interpret)
+    return out.reshape(*batch, m, n)
+
+
+def _is_unsigned(x: Any, w: Any) -> bool:
+    return jnp.uint8 in (jnp.dtype(x.dtype), jnp.dtype(w.dtype))

@@ -1,6 +1,10 @@
-"""The matrix product on dp4a: made for small M, where the bytes of w count, and for machines before sm_80."""
+"""The matrix product on dp4a, in Triton: made for small M, where the bytes of w count, and for machines before sm_80.
+
+A step reads words of x and of w along K; each thread adds its own words; the threads' sums meet after the last step.
+"""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -12,65 +16,93 @@ from jax.experimental.pallas import triton as pltriton
 from pallas_kernels import tiles
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul.config import Config
+from pallas_kernels.matmul import reference, schedule
+from pallas_kernels.matmul.config import Dot4Config, dot4_candidates
+from pallas_kernels.matmul.schedule import Schedule
+from pallas_kernels.tiles import Edge
 
 
-def matmul_by_dot4(
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
+    """Why the kernel does not take these (anything with shape and dtype), or None where it does."""
+    return reference.supports(x, w, epilogue, out_dtype=out_dtype) or schedule.supports(x, w)
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[Dot4Config, ...]:
+    """Tactics worth timing: distinct, all valid, the default first."""
+    return dot4_candidates(math.prod(x.shape[:-2]), x.shape[-2], w.shape[-2], x.shape[-1])
+
+
+def run(
     x: jax.Array,
     w: jax.Array,
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
-    config: Config,
+    config: Dot4Config,
     interpret: bool = False,
 ) -> jax.Array:
-    """`matmul` of non-empty matrices x (M, K) and w (N, K), as one Triton kernel."""
-    (m, k), n = x.shape, w.shape[0]
-    row_tile = pl.BlockSpec((config.block_m, -(-k // 4)), lambda i, j: (i, 0))
-    column_tile = pl.BlockSpec((config.block_n, -(-k // 4)), lambda i, j: (j, 0))
-    channel_tile = pl.BlockSpec((config.block_n,), lambda i, j: (j,))
-    out_tile = pl.BlockSpec((config.block_m, config.block_n), lambda i, j: (i, j))
-    return pl.pallas_call(
-        functools.partial(_kernel, config=config, m=m, n=n, signed=x.dtype == jnp.int8, interpret=interpret),
-        # Programs with the same channels run next to one another: w is read from memory once.
-        grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n)),
-        in_specs=(row_tile, column_tile, tiles.epilogue_specs(epilogue, out_tile, channel_tile)),
-        out_specs=out_tile,
-        out_shape=jax.ShapeDtypeStruct((m, n), out_dtype, manual_axis_type=jax.typeof(x).manual_axis_type),
+    """`matmul` of non-empty x (batches, M, K) and w (batches, N, K)."""
+    batches, m, k = x.shape
+    plan = Schedule(
+        batches,
+        m,
+        w.shape[1],
+        -(-k // 4),
+        config.block_m,
+        config.block_n,
+        config.block_k // 4,
+        # Without groups: programs with the same channels run next to one another, and w is read from memory once.
+        part=schedule.part_of(x, w, config.block_k, config.splits) // 4,
+        group=-(-m // config.block_m),
+    )
+    accumulate = functools.partial(
+        _accumulate, plan=plan, signed=x.dtype == jnp.int8, w_signed=w.dtype == jnp.int8, interpret=interpret
+    )
+    return schedule.call(
+        accumulate,
+        pack4(x),
+        pack4(w),
+        (None, None),
+        epilogue,
+        plan,
+        as_float=reference.is_split(x, w),
+        out_dtype=out_dtype,
         compiler_params=pltriton.CompilerParams(num_warps=config.num_warps),
         interpret=interpret,
         name="matmul_dot4",
-    )(pack4(x), pack4(w), epilogue)
+    )
 
 
-def _kernel(
+def _accumulate(
     x_ref: Any,
     w_ref: Any,
-    epilogue: Epilogue | None,
-    out_ref: Any,
+    extra: Any,
+    row: Edge,
+    column: Edge,
+    steps: tuple[Any, Any],
     *,
-    config: Config,
-    m: int,
-    n: int,
+    plan: Schedule,
     signed: bool,
+    w_signed: bool,
     interpret: bool,
-) -> None:
-    k4 = x_ref.shape[1]
-    block_m, block_n, block_k4 = config.block_m, config.block_n, config.block_k // 4
-    row, column = (pl.program_id(0) * block_m, m), (pl.program_id(1) * block_n, n)
+) -> jax.Array:
+    del extra
+    shape = (plan.block_m, plan.block_n, plan.block_k)
 
-    def accumulate(i: jax.Array, acc: jax.Array) -> jax.Array:
-        columns = pl.ds(i * block_k4, block_k4)
-        depth = (i * block_k4, k4)
-        x = tiles.load(x_ref.at[:, columns], tiles.mask((block_m, block_k4), row, depth))
-        w = tiles.load(w_ref.at[:, columns], tiles.mask((block_n, block_k4), column, depth))
+    def step(i: jax.Array, acc: jax.Array) -> jax.Array:
+        start = i * plan.block_k
+        here, depth = pl.ds(start, plan.block_k), (start, plan.k)
+        x = tiles.load(x_ref.at[:, here], tiles.mask((plan.block_m, plan.block_k), row, depth))
+        w = tiles.load(w_ref.at[:, here], tiles.mask((plan.block_n, plan.block_k), column, depth))
         return dot4(
-            lax.broadcast_in_dim(x, acc.shape, (0, 2)),
-            lax.broadcast_in_dim(w, acc.shape, (1, 2)),
+            lax.broadcast_in_dim(x, shape, (0, 2)),
+            lax.broadcast_in_dim(w, shape, (1, 2)),
             acc,
             signed=signed,
+            b_signed=w_signed,
             interpret=interpret,
         )
 
-    acc = lax.fori_loop(0, pl.cdiv(k4, block_k4), accumulate, jnp.zeros((block_m, block_n, block_k4), jnp.int32))
-    tiles.store(jnp.sum(acc, axis=2), epilogue, out_ref, row, column, interpret=interpret)
+    return jnp.sum(lax.fori_loop(*steps, step, jnp.zeros(shape, jnp.int32)), axis=2)

@@ -1,5 +1,8 @@
 """What every matmul kernel computes, in plain jnp, and which arrays it is defined for."""
 
+import functools
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,9 +17,7 @@ LARGEST = {"int8": 127, "uint8": 255}
 PART = 1 << 15
 
 
-def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike = jnp.int8
-) -> str | None:
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
     """Why `matmul` is not defined for these (anything with shape and dtype), or None where it is."""
     x_dtype, w_dtype = jnp.dtype(x.dtype).name, jnp.dtype(w.dtype).name
     if len(x.shape) < 2 or len(x.shape) != len(w.shape) or tuple(x.shape[:-2]) != tuple(w.shape[:-2]):
@@ -46,10 +47,12 @@ def matmul_reference(
     if not is_split(x, w):
         return finish(_product(x, w), epilogue, out_dtype)
     parts = [_product(x[..., k : k + PART], w[..., k : k + PART]) for k in range(0, x.shape[-1], PART)]
-    acc = parts[0].astype(jnp.float32)
-    for part in parts[1:]:
-        acc = acc + part.astype(jnp.float32)
-    return finish(acc, epilogue, out_dtype)
+    return finish_parts(parts, epilogue, out_dtype)
+
+
+def finish_parts(parts: Sequence[jax.Array], epilogue: Epilogue | None, out_dtype: jax.typing.DTypeLike) -> jax.Array:
+    """The output of the int32 sums of a split K, which are added in float32, the first part first."""
+    return finish(functools.reduce(operator.add, (part.astype(jnp.float32) for part in parts)), epilogue, out_dtype)
 
 
 def _product(x: jax.Array, w: jax.Array) -> jax.Array:

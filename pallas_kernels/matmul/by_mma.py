@@ -1,0 +1,137 @@
+"""The matrix product on the tensor cores of sm_80 to sm_90, in Triton: tiles of int8, int32 sums.
+
+Both operands have K as their last axis, which is what the s8 instructions read (K-major), and Triton turns the loads of
+the one loop into a ring of asynchronous copies (`num_stages`). Those copy 4 to 16 bytes, which must not straddle their
+alignment: K that is no multiple of 16 bytes is padded with zeros, one pass over x and w, where byte by byte loads would
+neither be asynchronous nor wide, for every tile anew. All other edges are masked.
+
+The grid is not persistent. A persistent program would hide its epilogue behind the next tile's loads, but in Triton
+only the inner of two loops is pipelined; of two programs on a multiprocessor, each hides what the other waits for.
+
+The instructions take int8 alone. A uint8 operand less 128 is int8; with x = x' + 128 and w = w' + 128
+
+    x . w = x' . w + 128 sum(w)         x . w = x . w' + 128 sum(x)         x . w = x' . w' + 128 sum(w') + 128 sum(x)
+
+so the accumulator begins with 128 times the other operand's sum: exact, as what overflows int32 on the way wraps back.
+The sums are XLA's, a pass over the other operand; with few rows, where it would count, dp4a takes bytes as they are.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+
+from pallas_kernels import tiles
+from pallas_kernels.epilogue import Epilogue
+from pallas_kernels.matmul import reference, schedule
+from pallas_kernels.matmul.config import MmaConfig, mma_candidates
+from pallas_kernels.matmul.schedule import Schedule
+from pallas_kernels.tiles import Edge
+
+_COPY = 16  # bytes of the widest asynchronous copy
+_SHIFT = 128
+
+
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
+    """Why the kernel does not take these (anything with shape and dtype), or None where it does."""
+    return reference.supports(x, w, epilogue, out_dtype=out_dtype) or schedule.supports(x, w)
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[MmaConfig, ...]:
+    """Tactics worth timing on the GPU in use: distinct, all valid, the default first."""
+    residual = None if epilogue is None else epilogue.residual
+    residual_bytes = 0 if residual is None else jnp.dtype(residual.dtype).itemsize
+    *batch, m, k = x.shape
+    return mma_candidates(math.prod(batch), m, w.shape[-2], k, residual_bytes=residual_bytes)
+
+
+def run(
+    x: jax.Array,
+    w: jax.Array,
+    epilogue: Epilogue | None,
+    *,
+    out_dtype: jax.typing.DTypeLike,
+    config: MmaConfig,
+    interpret: bool = False,
+) -> jax.Array:
+    """`matmul` of non-empty x (batches, M, K) and w (batches, N, K)."""
+    part = schedule.part_of(x, w, config.block_k, config.splits)
+    as_float = reference.is_split(x, w)
+    x, w = _pad(x), _pad(w)
+    batches, m, k = x.shape
+    plan = Schedule(
+        batches, m, w.shape[1], k, config.block_m, config.block_n, config.block_k, part=part, group=config.group
+    )
+    # Of (rows, columns): what the shift has taken from their sums, for each part of K.
+    taken = (
+        _sums(x, part) if w.dtype == jnp.uint8 else None,
+        _sums(_signed(w), part) if x.dtype == jnp.uint8 else None,
+    )
+    return schedule.call(
+        functools.partial(_accumulate, plan=plan),
+        x,
+        w,
+        taken,
+        epilogue,
+        plan,
+        as_float=as_float,
+        out_dtype=out_dtype,
+        compiler_params=pltriton.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="matmul_mma",
+    )
+
+
+def _pad(v: jax.Array) -> jax.Array:
+    missing = -v.shape[-1] % _COPY
+    return lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0), (0, 0, 0), (0, missing, 0)]) if missing else v
+
+
+def _signed(v: jax.Array) -> jax.Array:
+    # The highest bit flipped is 128 less, modulo 256.
+    return v if v.dtype == jnp.int8 else lax.bitcast_convert_type(v ^ jnp.full_like(v, _SHIFT), jnp.int8)
+
+
+def _sums(v: jax.Array, part: int) -> jax.Array:
+    """128 * sum of (batches, rows, K) over each part of K: (batches, parts, rows)."""
+    starts = range(0, v.shape[-1], part)
+    return _SHIFT * jnp.stack([jnp.sum(v[..., k : k + part], axis=-1, dtype=jnp.int32) for k in starts], axis=1)
+
+
+def _accumulate(
+    x_ref: Any,
+    w_ref: Any,
+    taken: tuple[Any, Any],
+    row: Edge,
+    column: Edge,
+    steps: tuple[Any, Any],
+    *,
+    plan: Schedule,
+) -> jax.Array:
+    shape = (plan.block_m, plan.block_n)
+
+    def load(ref: Any, i: jax.Array, edge: Edge, block: int) -> jax.Array:
+        start = i * plan.block_k
+        inside = tiles.mask((block, plan.block_k), edge, (start, plan.k))
+        # What lies outside is 0 after the shift.
+        outside = _SHIFT if ref.dtype == jnp.uint8 else 0
+        return _signed(tiles.load(ref.at[:, pl.ds(start, plan.block_k)], inside, outside))
+
+    def step(i: jax.Array, acc: jax.Array) -> jax.Array:
+        x, w = load(x_ref, i, row, plan.block_m), load(w_ref, i, column, plan.block_n)
+        along_k = (((1,), (1,)), ((), ()))
+        return acc + lax.dot_general(x, w, along_k, preferred_element_type=jnp.int32)
+
+    acc = jnp.zeros(shape, jnp.int32)
+    for axis, (ref, edge) in enumerate(zip(taken, (row, column), strict=True)):
+        if ref is not None:
+            sums = tiles.load(ref, tiles.mask(shape[axis : axis + 1], edge))
+            acc = acc + lax.broadcast_in_dim(sums, shape, (axis,))
+    return lax.fori_loop(*steps, step, acc)
