@@ -32,8 +32,8 @@ class Epilogue:
     """Operands of the epilogue, of an output (..., N). (Inside a kernel the same fields hold references or blocks.)
 
     Attributes:
-      multiplier, bias, lo, hi: float32 (N,). For an integer output, or with a table, lo and hi hold the saturation: they
-        lie in [-127, 127] or [0, 255].
+      multiplier, bias, lo, hi: float32 (N,). For an integer output, or with a table, lo and hi hold the saturation:
+        they lie in [-127, 127] or [0, 255].
       residual: int8, uint8, float32 or bfloat16, of the output's shape; or None.
       residual_multiplier: float32 (), given exactly when the residual is.
       table: (256,) of the output's dtype, entry i that of the int8 whose byte is i; or None.
@@ -54,7 +54,7 @@ class Epilogue:
 
 
 def check(epilogue: Epilogue | None, shape: tuple[int, ...], out_dtype: jax.typing.DTypeLike) -> str | None:
-    """Why the epilogue does not fit an output of that shape and dtype, or None. Arrays are anything with shape, dtype."""
+    """Why the epilogue does not fit an output of that shape and dtype, or None. (Arrays: anything with both.)"""
     out = jnp.dtype(out_dtype).name
     if epilogue is None:
         return None if out == "int32" else f"without an epilogue the output is the int32 accumulator, not {out}"

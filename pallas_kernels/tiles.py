@@ -41,7 +41,10 @@ def epilogue_specs(epilogue: Epilogue | None, tile: pl.BlockSpec, channels: pl.B
         return None
     has_residual = epilogue.residual is not None
     return Epilogue(
-        *[channels] * 4,
+        channels,
+        channels,
+        channels,
+        channels,
         residual=tile if has_residual else None,
         residual_multiplier=pl.BlockSpec() if has_residual else None,
         table=None if epilogue.table is None else pl.BlockSpec(),
@@ -49,13 +52,17 @@ def epilogue_specs(epilogue: Epilogue | None, tile: pl.BlockSpec, channels: pl.B
 
 
 def store(acc: jax.Array, refs: Epilogue | None, out_ref: Any, row: Edge, column: Edge, *, interpret: bool) -> None:
-    """Ends a program: the accumulator (rows, channels) through the epilogue whose references those are, to `out_ref`."""
+    """Ends a program: the accumulator (rows, channels) through the epilogue of those references, to `out_ref`."""
     inside = mask(acc.shape, row, column)
     blocks = None
     if refs is not None:
         in_columns = mask(acc.shape[1:], column)
+        multiplier, bias, lo, hi = (load(ref, in_columns) for ref in refs.vectors)
         blocks = Epilogue(
-            *[load(ref, in_columns) for ref in refs.vectors],
+            multiplier,
+            bias,
+            lo,
+            hi,
             residual=None if refs.residual is None else load(refs.residual, inside),
             residual_multiplier=None if refs.residual_multiplier is None else refs.residual_multiplier[...],
             table=refs.table,

@@ -1,7 +1,7 @@
 """matmul: int8 matrix product with the epilogue fused in. One definition (`reference`), several kernels beside it.
 
-A kernel is a module with `supports`, `candidates` and `run`; the type of a config says which kernel it is of. A new one is
-a row in the table.
+A kernel is a module with `supports`, `candidates` and `run`; the type of a config says which kernel it is of. A new one
+is a row in the table.
 """
 
 import dataclasses
@@ -41,17 +41,13 @@ _DOT4_ROWS = 16  # beyond that dp4a is far behind the tensor cores
 _UNKNOWN = 80  # the compute capability to plan for without a GPU
 
 
-def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
-) -> str | None:
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
     """Why no kernel takes these (anything with shape and dtype), or None where `matmul` does."""
     return by_dot4.supports(x, w, epilogue, out_dtype=out_dtype)
 
 
-def default_config(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
-) -> Config:
-    """Heuristic tactic for these on the GPU in use (`compat.compute_capability`); valid for all that `supports` takes."""
+def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> Config:
+    """Heuristic tactic for these on the GPU in use (`compat.compute_capability`), the first of `candidates`."""
     return candidates(x, w, epilogue, out_dtype=out_dtype)[0]
 
 
@@ -110,7 +106,9 @@ def matmul(
     module, capabilities = _KERNELS[type(config)]
     capability = compat.compute_capability()
     if not interpret and capability is not None and capability not in capabilities:
-        require(f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}")
+        require(
+            f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}"
+        )
     require(module.supports(x, w, epilogue, out_dtype=out_dtype))
     batches = math.prod(batch)
     x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)

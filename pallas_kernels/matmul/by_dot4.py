@@ -1,6 +1,6 @@
 """The matrix product on dp4a, in Triton: made for small M, where the bytes of w count, and for machines before sm_80.
 
-A step reads words of x and of w along K; each thread adds its own words, and the threads' sums meet after the last step.
+A step reads words of x and of w along K; each thread adds its own words; the threads' sums meet after the last step.
 """
 
 import functools
@@ -22,9 +22,7 @@ from pallas_kernels.matmul.schedule import Schedule
 from pallas_kernels.tiles import Edge
 
 
-def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
-) -> str | None:
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
     """Why the kernel does not take these (anything with shape and dtype), or None where it does."""
     return reference.supports(x, w, epilogue, out_dtype=out_dtype) or schedule.supports(x, w)
 

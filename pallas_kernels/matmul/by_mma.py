@@ -5,16 +5,15 @@ the one loop into a ring of asynchronous copies (`num_stages`). Those copy 4 to 
 alignment: K that is no multiple of 16 bytes is padded with zeros, one pass over x and w, where byte by byte loads would
 neither be asynchronous nor wide, for every tile anew. All other edges are masked.
 
-The grid is not persistent. A persistent program would hide its epilogue behind the next tile's loads; here the other
-programs on the multiprocessor do that, and in Triton only the inner of two loops is pipelined. (The kernel that was made
-for sm_90, `by_wgmma`, is.)
+The grid is not persistent. A persistent program would hide its epilogue behind the next tile's loads, but in Triton
+only the inner of two loops is pipelined; of two programs on a multiprocessor, each hides what the other waits for.
 
 The instructions take int8 alone. A uint8 operand less 128 is int8; with x = x' + 128 and w = w' + 128
 
     x . w = x' . w + 128 sum(w)         x . w = x . w' + 128 sum(x)         x . w = x' . w' + 128 sum(w') + 128 sum(x)
 
-so the accumulator begins with 128 times the other operand's sum: exact in int32, where what overflows on the way wraps back.
-The sums are XLA's, a pass over the other operand; with few rows, where that pass would count, dp4a takes bytes as they are.
+so the accumulator begins with 128 times the other operand's sum: exact, as what overflows int32 on the way wraps back.
+The sums are XLA's, a pass over the other operand; with few rows, where it would count, dp4a takes bytes as they are.
 """
 
 import functools
@@ -38,9 +37,7 @@ _COPY = 16  # bytes of the widest asynchronous copy
 _SHIFT = 128
 
 
-def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
-) -> str | None:
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
     """Why the kernel does not take these (anything with shape and dtype), or None where it does."""
     return reference.supports(x, w, epilogue, out_dtype=out_dtype) or schedule.supports(x, w)
 

@@ -84,7 +84,8 @@ class MmaConfig:
 
     Raises:
       ValueError: where a block or num_warps is no power of two, the tensor cores have no such tile (at least 16 x 16 x
-        32), a thread would hold more than 128 accumulators, the ring does not fit into 227 KB, or another is out of range.
+        32), a thread would hold more than 128 accumulators, the ring does not fit into 227 KB, or another number is out
+        of range.
     """
 
     block_m: int
@@ -129,7 +130,7 @@ class MmaConfig:
 
 
 def dot4_candidates(batches: int, m: int, n: int, k: int) -> tuple[Dot4Config, ...]:
-    """Tactics worth timing for x (batches, m, k) and w (batches, n, k), sizes from 0: distinct, all valid, the default first.
+    """Tactics worth timing for x (batches, m, k) and w (batches, n, k), sizes from 0: distinct, the default first.
 
     Up to 8 rows w is read once and its bytes decide: few channels a program, so that all multiprocessors have work, and
     much of K, so that many loads are in flight. Beyond 8 rows, square tiles use each loaded byte more often.
@@ -137,9 +138,7 @@ def dot4_candidates(batches: int, m: int, n: int, k: int) -> tuple[Dot4Config, .
     few = ((8, 8, 1024), (8, 4, 2048), (8, 16, 512), (8, 32, 256))
     many = ((32, 32, 128), (16, 32, 128), (8, 32, 256), (64, 32, 64))
     found = [
-        _fit_dot4(m, n, k, *blocks, num_warps=num_warps)
-        for blocks in (few if m <= 8 else many)
-        for num_warps in (8, 4)
+        _fit_dot4(m, n, k, *blocks, num_warps=num_warps) for blocks in (few if m <= 8 else many) for num_warps in (8, 4)
     ]
     split = [dataclasses.replace(c, splits=_dot4_splits(c, batches, m, n, k)) for c in found]
     return tuple(dict.fromkeys((split[0], *split, *found)))
@@ -222,8 +221,8 @@ def mma_candidates(batches: int, m: int, n: int, k: int, *, residual_bytes: int 
 
 
 def _fits_registers(block_m: int, block_n: int, num_warps: int, residual_bytes: int) -> bool:
-    # Behind 128 accumulators a thread has no registers for a residual: 184 to 1,200 bytes are spilled on sm_90, but 32 and
-    # 48 for bfloat16 and int8 in tiles of 128 x 256. These stay: smaller ones are bound by the L2.
+    # Behind 128 accumulators a thread has no registers for a residual: it spills 184 to 1,200 bytes on sm_90, but 32
+    # and 48 for bfloat16 and int8 in tiles of 128 x 256. These stay: smaller ones are bound by the L2.
     few = block_m * block_n <= _WARP * num_warps * _MOST_ACCUMULATORS // 2
     return few or residual_bytes == 0 or (residual_bytes <= 2 and (block_m, block_n) == (128, 256))
 
@@ -231,9 +230,9 @@ def _fits_registers(block_m: int, block_n: int, num_warps: int, residual_bytes: 
 def _mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, limit: int, cores: int) -> float:
     """Estimated cycles of the busiest multiprocessor.
 
-    It multiplies _RATE pairs a cycle (half of them below 64 rows on sm_90: no wgmma), takes in up to 32 bytes a cycle from
-    the L2, and no more than is in flight over a latency of 800 cycles. A program begins with that latency and ends with
-    about a cycle for 16 outputs, behind which the others on the multiprocessor work.
+    It multiplies _RATE pairs a cycle (half of them below 64 rows on sm_90: no wgmma), takes in up to 32 bytes a cycle
+    from the L2, and no more than is in flight over a latency of 800 cycles. A program begins with that latency and ends
+    with about a cycle for 16 outputs, behind which the others on the multiprocessor work.
     """
     rate = _of_chip(_RATE) // (2 if config.block_m < 64 and _of_chip(_RATE) == _RATE[90] else 1)
     programs = batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits

@@ -17,9 +17,7 @@ LARGEST = {"int8": 127, "uint8": 255}
 PART = 1 << 15
 
 
-def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
-) -> str | None:
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
     """Why `matmul` is not defined for these (anything with shape and dtype), or None where it is."""
     x_dtype, w_dtype = jnp.dtype(x.dtype).name, jnp.dtype(w.dtype).name
     if len(x.shape) < 2 or len(x.shape) != len(w.shape) or tuple(x.shape[:-2]) != tuple(w.shape[:-2]):

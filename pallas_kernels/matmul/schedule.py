@@ -1,7 +1,8 @@
 """What the Triton kernels of the matrix product share: which program computes what, split K, and the call itself.
 
 A program sums one tile of the output over one part of K. All programs lie on one axis of the grid (the others end at
-65,535): tiles run fastest, so that programs that run at once share rows of x and of w in the L2, then parts, then batches.
+65,535): tiles run fastest, so that programs that run at once share rows of x and of w in the L2, then parts, then
+batches.
 
 With K in parts, a program writes its int32 sum, and plain jnp adds the parts and ends the product: XLA makes that one
 kernel. Int32 sums are exact in any order, so splitting never changes a bit; the epilogue runs once.
@@ -21,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
-from pallas_kernels.epilogue import Epilogue, finish
+from pallas_kernels.epilogue import Epilogue, finish, require
 from pallas_kernels.matmul import reference
 from pallas_kernels.tiles import Edge
 
@@ -71,7 +72,12 @@ class Schedule:
         first = lax.div(tile, group * columns) * group
         inside = lax.rem(tile, group * columns)
         height = group if rows % group == 0 else lax.min(rows - first, group)
-        return lax.div(rest, self.parts), lax.rem(rest, self.parts), first + lax.rem(inside, height), lax.div(inside, height)
+        return (
+            lax.div(rest, self.parts),
+            lax.rem(rest, self.parts),
+            first + lax.rem(inside, height),
+            lax.div(inside, height),
+        )
 
     def steps(self, part: Any) -> tuple[Any, Any]:
         """The blocks of k that the part begins and ends before."""
@@ -90,13 +96,16 @@ def part_of(x: Any, w: Any, block_k: int, splits: int) -> int:
 
 def supports(x: Any, w: Any) -> str | None:
     """Why these are too large, or None."""
-    sizes = [math.prod(x.shape), math.prod(w.shape), math.prod(x.shape[:-1]) * w.shape[-2]]
-    if max(sizes) > _MOST_ELEMENTS:
-        return f"the Triton kernels take arrays of less than 2**31 elements, not {max(sizes)}"
+    return _too_large(max(math.prod(x.shape), math.prod(w.shape), math.prod(x.shape[:-1]) * w.shape[-2]))
+
+
+def _too_large(elements: int) -> str | None:
+    if elements > _MOST_ELEMENTS:
+        return f"the Triton kernels take arrays of less than 2**31 elements, not {elements}"
     return None
 
 
-# Sums x (rows, k) and w (columns, k), both whole in k, from the first step to the last: (x, w, extra, row, column, steps).
+# The int32 tile of x (rows, k) and w (columns, k) between two steps of k, of (x, w, extra, row, column, steps).
 Accumulate = Callable[[Any, Any, Any, Edge, Edge, tuple[Any, Any]], jax.Array]
 
 
@@ -121,8 +130,12 @@ def call(
       extra: of (batches, parts, m) and (batches, parts, n), or None: what `accumulate` needs for each row and column.
       epilogue: its residual is (batches, m, n).
       as_float: add the parts in float32, for K beyond what int32 holds.
+
+    Raises:
+      UnsupportedShapeError: where the parts are too large an array.
     """
     s = schedule
+    require(_too_large(s.batches * s.parts * s.m * s.n))
     tile = pl.BlockSpec((None, None, s.block_m, s.block_n), s.place)
     rows = pl.BlockSpec((None, None, s.block_m), lambda program: s.place(program)[:3])
     columns = pl.BlockSpec((None, None, s.block_n), lambda program: (*s.place(program)[:2], s.place(program)[3]))
