@@ -13,6 +13,7 @@ from pallas_kernels.epilogue import Epilogue, check, finish, require
 
 _LARGEST = {"int8": 127, "uint8": 255}
 _MAX_ELEMENTS = 2**31 - 1  # what an int32 index reaches
+_MORE_PIXELS = 64  # that a kernel may append to the last axis
 
 
 def conv_reference(
@@ -29,7 +30,7 @@ def conv_reference(
 
 
 def supports(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, window: Window, out_dtype: jax.typing.DTypeLike = jnp.int8
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, window: Window, out_dtype: jax.typing.DTypeLike
 ) -> str | None:
     """Why `conv` is not defined for these (anything with shape and dtype), or None where it is."""
     x_dtype, w_dtype = jnp.dtype(x.dtype).name, jnp.dtype(w.dtype).name
@@ -53,10 +54,10 @@ def supports(
     if terms > bound:
         return f"{terms} products a sum: int32 holds {bound} of {x_dtype} for certain"
     geometry = Geometry.of(x, w, window)
-    largest = max(
-        math.prod(shape)
-        for shape in (x.shape, w.shape, geometry.out_shape, (x.shape[0], *geometry.padded, x.shape[-1]))
-    )
+    *lines, line = (max(0, size) for size in geometry.padded)
+    channels = x.shape[-1] + (-x.shape[-1] % 4 if window.groups == 1 else 0)
+    written = (x.shape[0], *lines, line + _MORE_PIXELS, channels)  # the most that a kernel has XLA make of x
+    largest = max(math.prod(shape) for shape in (x.shape, w.shape, geometry.out_shape, written))
     if largest > _MAX_ELEMENTS:
         return f"an array of {largest} elements is beyond int32 indices; cut the batch"
     return check(epilogue, geometry.out_shape, out_dtype)

@@ -1,12 +1,11 @@
 import dataclasses
 import functools
 
-import aot
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import triton_ir
+from convolutions import window
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -27,11 +26,6 @@ from pallas_kernels.conv import (
 from pallas_kernels.epilogue import Epilogue
 
 RANGES = {"int8": (-127, 127), "uint8": (0, 255)}
-
-
-def window(rank=2, *, stride=1, padding=0, dilation=1, input_dilation=1, groups=1):
-    pads = padding if isinstance(padding, tuple) else (padding, padding)
-    return Window((stride,) * rank, (pads,) * rank, (dilation,) * rank, (input_dilation,) * rank, groups)
 
 
 def numbers(rng, shape, dtype):
@@ -207,9 +201,8 @@ def test_reference_equals_numpy(geometry, x_dtype):
         ((1, 4, 4, 6), (4, 2, 2, 6), window(stride=1, padding=1, input_dilation=2)),  # transposed
     ],
 )
-@pytest.mark.parametrize("x_dtype", [np.int8, np.uint8])
-def test_default_equals_reference(x_shape, w_shape, window, x_dtype):
-    x, w, epilogue = operands(x_shape, w_shape, window, x_dtype=x_dtype, out_dtype=jnp.uint8, residual=jnp.int8)
+def test_default_equals_reference(x_shape, w_shape, window):
+    x, w, epilogue = operands(x_shape, w_shape, window, x_dtype=np.uint8, out_dtype=jnp.uint8, residual=jnp.int8)
     check(x, w, epilogue, window, jnp.uint8, None)
 
 
@@ -319,124 +312,3 @@ def test_no_tensor_cores_for_int8_before_sm_80():
     x, w = jax.ShapeDtypeStruct((1, 8, 8, 64), jnp.int8), jax.ShapeDtypeStruct((64, 3, 3, 64), jnp.int8)
     with gpu_target("Tesla T4", 40):
         assert isinstance(default_config(x, w, window=window(), out_dtype=jnp.int32), ConvChannelConfig)
-
-
-# ------------------------------------------------------------------------------------ what reaches the GPU's compiler
-
-
-def shapes(x_shape, w_shape, window, *, x_dtype=jnp.uint8, residual=jnp.int8):
-    """x, w and an epilogue as shapes."""
-    x, w = jax.ShapeDtypeStruct(x_shape, x_dtype), jax.ShapeDtypeStruct(w_shape, jnp.int8)
-    vector = jax.ShapeDtypeStruct(w_shape[:1], jnp.float32)
-    if residual is None:
-        return x, w, Epilogue(*[vector] * 4)
-    out = jax.eval_shape(functools.partial(conv_reference, window=window, out_dtype=jnp.int32), x, w)
-    return (
-        x,
-        w,
-        Epilogue(
-            *[vector] * 4,
-            residual=jax.ShapeDtypeStruct(out.shape, residual),
-            residual_multiplier=jax.ShapeDtypeStruct((), jnp.float32),
-        ),
-    )
-
-
-@pytest.mark.parametrize(
-    ("x_shape", "w_shape", "window", "config", "masked", "unmasked"),
-    [
-        # x, w; taken, four vectors, residual and its multiplier, output
-        ((1, 18, 10, 64), (64, 3, 3, 64), window(), ConvMmaConfig(16, 64, 64), 0, 10),
-        ((1, 16, 8, 64), (64, 3, 3, 64), window(padding=1), ConvMmaConfig(16, 64, 64), 1, 9),  # x: beyond its edges
-        ((1, 18, 10, 48), (64, 3, 3, 48), window(), ConvMmaConfig(16, 64, 64), 2, 8),  # x, w: beyond the tap
-        ((1, 18, 9, 64), (64, 3, 3, 64), window(), ConvMmaConfig(32, 64, 64), 1 + 2, 7),  # x; residual, output: rows
-        (
-            (1, 18, 10, 64),
-            (60, 3, 3, 64),
-            window(),
-            ConvMmaConfig(16, 64, 64),
-            8,
-            2,
-        ),  # all but x and the multiplier: columns
-        ((1, 16, 8, 3), (64, 3, 3, 3), window(padding=1), ConvMmaConfig(16, 64, 32, merge_taps=True), 0, 10),
-        ((1, 16, 8, 64), (128, 3, 3, 32), window(padding=1, groups=2), ConvMmaConfig(16, 64, 32), 1, 9),
-        # x, w for each tap; four vectors, residual and its multiplier, output
-        ((1, 16, 8, 64), (64, 2, 1, 1), window(groups=64), ConvChannelConfig(8, 64), 0, 4 + 7),
-        ((1, 16, 8, 64), (64, 2, 1, 1), window(padding=1, groups=64), ConvChannelConfig(2, 64), 2, 2 + 7),
-        ((1, 16, 8, 60), (60, 2, 1, 1), window(groups=60), ConvChannelConfig(8, 64), 4 + 6, 1),
-        ((1, 16, 8, 64), (64, 4, 1, 1), window(groups=64), ConvDot4Config(8, 64), 0, 8 + 7),
-        ((1, 16, 8, 60), (60, 4, 1, 1), window(groups=60), ConvDot4Config(8, 64), 8 + 6, 1),
-    ],
-)
-def test_edges_are_masked_and_nothing_else(x_shape, w_shape, window, config, masked, unmasked):
-    run = functools.partial(conv, window=window, out_dtype=jnp.int8, config=config)
-    module = triton_ir.text(triton_ir.lower(run, *shapes(x_shape, w_shape, window)))
-    assert triton_ir.masks(module) == (masked, unmasked)
-
-
-def test_lowers_under_vmap():
-    x, w, epilogue = shapes((2, 9, 9, 16), (16, 3, 3, 16), window(), residual=None)
-    x = jax.ShapeDtypeStruct((3, *x.shape), x.dtype)
-    run = functools.partial(conv, window=window(), out_dtype=jnp.int8)
-    module = triton_ir.text(triton_ir.lower(jax.vmap(run, (0, None, None)), x, w, epilogue))
-    assert "tt.get_program_id y" in module
-
-
-# (input, weights, stride) of the distinct convolutions of ResNet-50 that are wider than one pixel.
-RESNET50 = [
-    ((224, 224, 3), (64, 7, 7, 3), 2),
-    ((56, 56, 64), (64, 3, 3, 64), 1),
-    ((56, 56, 128), (128, 3, 3, 128), 2),
-    ((28, 28, 128), (128, 3, 3, 128), 1),
-    ((28, 28, 256), (256, 3, 3, 256), 2),
-    ((14, 14, 256), (256, 3, 3, 256), 1),
-    ((14, 14, 512), (512, 3, 3, 512), 2),
-    ((7, 7, 512), (512, 3, 3, 512), 1),
-]
-# Of EfficientNet-Lite0: the first layer, and the depthwise ones.
-EFFICIENTNET = [((224, 224, 3), (32, 3, 3, 3), 2)] + [
-    ((size, size, channels), (channels, taps, taps, 1), stride)
-    for size, channels, taps, stride in (
-        *((112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (56, 144, 5, 2), (28, 240, 5, 1), (28, 240, 3, 2)),
-        *((14, 480, 3, 1), (14, 480, 5, 1), (14, 672, 5, 1), (14, 672, 5, 2), (7, 1152, 5, 1), (7, 1152, 3, 1)),
-    )
-]
-
-
-def compiled(target, x_shape, w_shape, stride, batch, **kinds):
-    """The kernel that conv is on that GPU, for "SAME" padding."""
-    groups = x_shape[-1] // w_shape[-1]
-    around = Window((stride,) * 2, ((w_shape[1] // 2,) * 2,) * 2, (1, 1), (1, 1), groups)
-    args = shapes((batch, *x_shape), w_shape, around, **kinds)
-    kernels = aot.compile(target, functools.partial(conv, window=around, out_dtype=jnp.uint8), *args)
-    [kernel] = [kernel for kernel in kernels if kernel.name.startswith("conv_")]
-    return kernel
-
-
-INSTRUCTIONS = {
-    ("h100", "conv_mma"): "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8",
-    ("a100", "conv_mma"): "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
-    ("b200", "conv_mma"): "tcgen05.mma.cta_group::1.kind::i8",
-}
-
-
-@aot.required
-@pytest.mark.parametrize("target", ["h100", "a100", "b200"])
-@pytest.mark.parametrize("shape", [RESNET50[0], RESNET50[3], EFFICIENTNET[1]])
-def test_compiles(target, shape):
-    kernel = compiled(target, *shape, 32)
-    assert kernel.spill_bytes == 0
-    assert ("dp4a.u32.s32" if kernel.name == "conv_dot4" else INSTRUCTIONS[target, kernel.name][:20]) in kernel.ptx
-    if kernel.name == "conv_mma":
-        assert "cp.async" in kernel.ptx
-
-
-@aot.required
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["h100", "a100"])
-@pytest.mark.parametrize("shape", RESNET50 + EFFICIENTNET)
-@pytest.mark.parametrize("batch", [32, 128])
-def test_compiles_networks(target, shape, batch):
-    for kinds in ({"x_dtype": jnp.uint8, "residual": None}, {"x_dtype": jnp.int8, "residual": jnp.int8}):
-        kernel = compiled(target, *shape, batch, **kinds)
-        assert kernel.spill_bytes == 0
