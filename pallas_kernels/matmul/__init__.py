@@ -34,7 +34,7 @@ Config = Dot4Config | MmaConfig
 # {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
 _KERNELS: dict[type, tuple[ModuleType, range]] = {
     Dot4Config: (by_dot4, range(61, 1000)),
-    MmaConfig: (by_mma, range(80, 100)),
+    MmaConfig: (by_mma, range(80, 104)),
 }
 _FEW_ROWS = 8  # so far dp4a keeps up with the memory
 _DOT4_ROWS = 16  # beyond that dp4a is far behind the tensor cores

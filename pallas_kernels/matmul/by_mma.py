@@ -1,4 +1,6 @@
-"""The matrix product on the tensor cores of sm_80 to sm_90, in Triton: tiles of int8, int32 sums.
+"""The matrix product on the tensor cores of sm_80 and later, in Triton: tiles of int8, int32 sums.
+
+What Triton makes of it is mma.sync, on sm_90 wgmma for tiles of 64 rows and more, on sm_100 tcgen05.
 
 Both operands have K as their last axis, which is what the s8 instructions read (K-major), and Triton turns the loads of
 the one loop into a ring of asynchronous copies (`num_stages`). Those copy 4 to 16 bytes, which must not straddle their
@@ -12,7 +14,10 @@ The instructions take int8 alone. A uint8 operand less 128 is int8; with x = x' 
 
     x . w = x' . w + 128 sum(w)         x . w = x . w' + 128 sum(x)         x . w = x' . w' + 128 sum(w') + 128 sum(x)
 
-so the accumulator begins with 128 times the other operand's sum: exact, as what overflows int32 on the way wraps back.
+so the accumulator begins with 128 times the other operand's sum. It is exact: on the way the accumulator holds x * w of
+the terms that are done and 128 * w, 128 * x or 128 * (w' + x) of those to come, none of them larger than the largest
+x * w, so that it fits where the whole sum does. (It must: mma.sync saturates.)
+
 The sums are XLA's, a pass over the other operand; with few rows, where it would count, dp4a takes bytes as they are.
 """
 

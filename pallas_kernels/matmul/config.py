@@ -16,7 +16,8 @@ _MOST_SPLITS = 64
 # By the first compute capability that has them: kilobytes of shared memory for one program, and pairs of int8 that a
 # multiprocessor multiplies in a cycle.
 _SHARED_KB = {90: 227, 86: 99, 80: 163, 0: 48}
-_RATE = {90: 4096, 86: 1024, 80: 2048, 0: 512}
+_RATE = {100: 8192, 90: 4096, 86: 1024, 80: 2048, 0: 512}
+_FEW_ROWS_RATE = 2048  # at most, below 64 rows: without wgmma or tcgen05
 
 
 def _of_chip(table: dict[int, int]) -> int:
@@ -230,11 +231,11 @@ def _fits_registers(block_m: int, block_n: int, num_warps: int, residual_bytes: 
 def _mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, limit: int, cores: int) -> float:
     """Estimated cycles of the busiest multiprocessor.
 
-    It multiplies _RATE pairs a cycle (half of them below 64 rows on sm_90: no wgmma), takes in up to 32 bytes a cycle
-    from the L2, and no more than is in flight over a latency of 800 cycles. A program begins with that latency and ends
-    with about a cycle for 16 outputs, behind which the others on the multiprocessor work.
+    It multiplies _RATE pairs a cycle, takes in up to 32 bytes a cycle from the L2, and no more than is in flight over a
+    latency of 800 cycles. A program begins with that latency and ends with about a cycle for 16 outputs, behind which
+    the others on the multiprocessor work.
     """
-    rate = _of_chip(_RATE) // (2 if config.block_m < 64 and _of_chip(_RATE) == _RATE[90] else 1)
+    rate = min(_of_chip(_RATE), _FEW_ROWS_RATE) if config.block_m < 64 else _of_chip(_RATE)
     programs = batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits
     waves = pl.cdiv(programs, cores)
     registers = (config.accumulators + 64) * _WARP * config.num_warps

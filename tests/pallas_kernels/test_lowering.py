@@ -15,7 +15,12 @@ from pallas_kernels import Dot4Config, Epilogue, MmaConfig, candidates, compat, 
 pytestmark = pytest.mark.filterwarnings("error")  # the deprecation of Triton-Pallas must be silenced
 
 DOT4, MMA = Dot4Config(8, 8, 512, 8), MmaConfig(16, 32, 128)
-GPUS = {"h100": ("NVIDIA H100 80GB HBM3", 132), "a100": ("NVIDIA A100-SXM4-80GB", 108)}
+GPUS = {"h100": ("NVIDIA H100 80GB HBM3", 132), "a100": ("NVIDIA A100-SXM4-80GB", 108), "b200": ("NVIDIA B200", 148)}
+MMA_INSTRUCTIONS = {
+    "h100": "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8",
+    "a100": "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+    "b200": "tcgen05.mma.cta_group::1.kind::i8",
+}
 
 
 def arguments(m, n, k, x_dtype=jnp.int8, w_dtype=jnp.int8, residual_dtype=None, table_dtype=None, batch=()):
@@ -146,9 +151,8 @@ def assert_compiles(gpu, args, config, instruction):
 @pytest.mark.parametrize("x_dtype", [jnp.int8, jnp.uint8])
 def test_ptx(gpu, x_dtype):
     dp4a = "dp4a.s32.s32" if x_dtype == jnp.int8 else "dp4a.u32.s32"
-    mma = "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8" if gpu == "h100" else "mma.sync.aligned.m16n8k32"
     assert_compiles(gpu, arguments(8, 1000, 999, x_dtype), DOT4, dp4a)
-    assert_compiles(gpu, arguments(100, 1000, 999, x_dtype), MmaConfig(64, 64, 128), mma)
+    assert_compiles(gpu, arguments(100, 1000, 999, x_dtype), MmaConfig(128, 128, 128, 8), MMA_INSTRUCTIONS[gpu])
 
 
 @aot.required
