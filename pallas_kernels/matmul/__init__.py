@@ -14,14 +14,18 @@ import jax.numpy as jnp
 
 from pallas_kernels import compat
 from pallas_kernels.epilogue import Epilogue, require
-from pallas_kernels.matmul import by_dot4, by_mma
+from pallas_kernels.matmul import by_dot4, by_mma, by_tcgen05, by_wgmma
+from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
 from pallas_kernels.matmul.config import Dot4Config, MmaConfig
 from pallas_kernels.matmul.reference import matmul_reference
+from pallas_kernels.matmul.wgmma_config import WgmmaConfig
 
 __all__ = [
     "Config",
     "Dot4Config",
     "MmaConfig",
+    "Tcgen05Config",
+    "WgmmaConfig",
     "candidates",
     "default_config",
     "matmul",
@@ -29,12 +33,14 @@ __all__ = [
     "supports",
 ]
 
-Config = Dot4Config | MmaConfig
+Config = Dot4Config | MmaConfig | WgmmaConfig | Tcgen05Config
 
 # {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
 _KERNELS: dict[type, tuple[ModuleType, range]] = {
     Dot4Config: (by_dot4, range(61, 1000)),
     MmaConfig: (by_mma, range(80, 104)),
+    WgmmaConfig: (by_wgmma, range(90, 91)),
+    Tcgen05Config: (by_tcgen05, range(100, 101)),
 }
 _FEW_ROWS = 8  # so far dp4a keeps up with the memory
 _DOT4_ROWS = 16  # beyond that dp4a is far behind the tensor cores
@@ -68,6 +74,8 @@ def candidates(
     ]
     if len(able) > 1 and rows > _DOT4_ROWS:
         able = [(kind, module) for kind, module in able if kind is not Dot4Config]
+    if any(kind is MmaConfig for kind, _ in able) and not _fill(x, w):
+        able = [(kind, module) for kind, module in able if kind not in (WgmmaConfig, Tcgen05Config)]
     if rows <= _FEW_ROWS or (rows <= _DOT4_ROWS and _is_unsigned(x, w)):
         able.sort(key=lambda kernel: kernel[0] is not Dot4Config)
     return tuple(c for _, module in able for c in module.candidates(x, w, epilogue, out_dtype=out_dtype))
@@ -116,6 +124,12 @@ def matmul(
         epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(batches, m, n))
     out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, config=config, interpret=interpret)
     return out.reshape(*batch, m, n)
+
+
+def _fill(x: Any, w: Any) -> bool:
+    """Whether tiles of at least 64 x 64, along all of K, give half of the multiprocessors work."""
+    tiles = math.prod(x.shape[:-2]) * (x.shape[-2] // 64) * (w.shape[-2] // 64)
+    return tiles >= compat.core_count() // 2
 
 
 def _is_unsigned(x: Any, w: Any) -> bool:

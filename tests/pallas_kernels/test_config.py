@@ -4,16 +4,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Dot4Config, MmaConfig, candidates, default_config
+from pallas_kernels import Dot4Config, MmaConfig, Tcgen05Config, WgmmaConfig, candidates, default_config
 from pallas_kernels.compat import gpu_target
+from pallas_kernels.matmul import by_mma, by_wgmma
 
 H100, A100, T4 = ("NVIDIA H100 80GB HBM3", 132), ("NVIDIA A100-SXM4-80GB", 108), ("Tesla T4", 40)
+B200, B300 = ("NVIDIA B200", 148), ("NVIDIA B300 SXM6 AC", 148)
 SHARED_KB = {H100: 227, A100: 163}
 sizes = st.integers(0, 40_000)
 
 
 def types(m, n, k, x_dtype=jnp.int8, batch=()):
     return jax.ShapeDtypeStruct((*batch, m, k), x_dtype), jax.ShapeDtypeStruct((*batch, n, k), jnp.int8)
+
+
+HAS_MOSAIC = by_wgmma.supports(*types(64, 64, 64), out_dtype=jnp.int32) is None
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -26,7 +31,7 @@ def test_candidates_are_distinct_and_fit(m, n, k, gpu):
     for config in configs:  # __post_init__ has checked the rest
         if isinstance(config, Dot4Config):
             assert config.accumulators <= 32
-        else:
+        elif isinstance(config, MmaConfig):
             assert config.shared_bytes <= SHARED_KB[gpu] * 1024
             assert config.num_stages >= 3
 
@@ -51,12 +56,29 @@ def test_default_kernel(gpu, m, x_dtype, kind):
 
 def test_large_products_take_large_tiles_and_few_tiles_split_k():
     with gpu_target(*H100):
-        large = default_config(*types(8192, 8192, 8192), out_dtype=jnp.int32)
+        large = by_mma.candidates(*types(8192, 8192, 8192), out_dtype=jnp.int32)[0]
         assert large.block_m * large.block_n >= 128 * 256
         assert large.splits == 1
         assert default_config(*types(64, 256, 16384), out_dtype=jnp.int32).splits > 1
         assert default_config(*types(1, 128, 65536), out_dtype=jnp.int32).splits > 1
-        assert default_config(*types(64, 256, 16384, batch=(128,)), out_dtype=jnp.int32).splits == 1
+        assert by_mma.candidates(*types(64, 256, 16384, batch=(128,)), out_dtype=jnp.int32)[0].splits == 1
+
+
+@pytest.mark.skipif(not HAS_MOSAIC, reason="Mosaic kernels need jax 0.11")
+@pytest.mark.parametrize(
+    ("gpu", "shape", "kind"),
+    [
+        (H100, (4096, 4096, 4096), WgmmaConfig),
+        (H100, (4096, 4096, 4095), MmaConfig),  # the TMA does not take it
+        (H100, (64, 256, 16384), MmaConfig),  # few tiles: split K
+        (B200, (4096, 4096, 4096), Tcgen05Config),
+        (B200, (64, 256, 16384), Tcgen05Config),
+        (B300, (4096, 4096, 4096), Dot4Config),
+    ],
+)
+def test_default_kernel_of_new_gpus(gpu, shape, kind):
+    with gpu_target(*gpu):
+        assert isinstance(default_config(*types(*shape), out_dtype=jnp.int32), kind)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import Epilogue, compat, matmul_reference
+from pallas_kernels import Epilogue, compat, matmul, matmul_reference
 from pallas_kernels.matmul import by_tcgen05, by_wgmma
 from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
 from pallas_kernels.matmul.by_wgmma import WgmmaConfig
@@ -56,8 +56,7 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
 
 def check(args, config, out_dtype, cores):
     """The interpreted kernel, on a GPU of so many multiprocessors, equals the reference in every bit, without races."""
-    run = KERNELS[type(config)].run
-    kernel = functools.partial(run, out_dtype=out_dtype, config=config, interpret=True)
+    kernel = functools.partial(matmul, out_dtype=out_dtype, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores), contextlib.redirect_stdout(io.StringIO()) as said:
         actual = np.asarray(jax.jit(kernel)(*args))
     assert "RACE" not in said.getvalue(), said.getvalue()
