@@ -224,7 +224,12 @@ def mma_candidates(batches: int, m: int, n: int, k: int, *, residual_bytes: int 
 def _fits_registers(block_m: int, block_n: int, num_warps: int, residual_bytes: int) -> bool:
     # Behind 128 accumulators a thread has no registers for a residual: it spills 184 to 1,200 bytes on sm_90, but 32
     # and 48 for bfloat16 and int8 in tiles of 128 x 256. These stay: smaller ones are bound by the L2.
-    few = block_m * block_n <= _WARP * num_warps * _MOST_ACCUMULATORS // 2
+    # sm_100 keeps the sums in its tensor memory and reads them all at once at the end: 128 of them spill 2,256 bytes,
+    # 64 of them 104 in tiles of 64 rows.
+    accumulators = block_m * block_n // (_WARP * num_warps)
+    few = accumulators <= _MOST_ACCUMULATORS // 2
+    if (compat.compute_capability() or 0) >= 100:
+        return few and (block_m != 64 or accumulators <= _MOST_ACCUMULATORS // 4)
     return few or residual_bytes == 0 or (residual_bytes <= 2 and (block_m, block_n) == (128, 256))
 
 
