@@ -31,7 +31,7 @@ def lower(node: Node, otherwise: Callable[[Graph], Callable[..., Any]]) -> Calla
 
 def _call(body: Graph, unbound: Graph, otherwise: Callable[[Graph], Callable[..., Any]]) -> Callable[..., Any]:
     """The call with packed weights, and its batching rule."""
-    encoded = program.encode(body)
+    encoded = program.encode(body, unbound)
 
     @custom_vmap
     def call(*operands: Any) -> tuple[Any, ...]:

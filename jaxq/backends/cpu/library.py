@@ -84,7 +84,7 @@ def peak(threads: int | None = None) -> dict[str, float]:
       JaxqError: as `isa`.
     """
     library = _usable()
-    threads = threads or _cpus()
+    threads = threads or cpus()
     measured = {name: library.jaxq_peak(name.encode(), threads) for name in isas()}
     return {name: rate for name, rate in measured.items() if rate > 0}
 
@@ -185,6 +185,7 @@ def _usable() -> ctypes.CDLL:
     return library
 
 
-def _cpus() -> int:
+def cpus() -> int:
+    """CPUs that this process may use, as many as XLA's pool has threads."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,6 +1,8 @@
 """A region as the program that `src/region.cc` runs: a list of numbers.
 
-    version, bytes of the arena, helpers wanted, number of operations, then each operation: its kind and its fields
+    version, bytes of the arena, helpers wanted, number of blocks (`blocks.py`)
+    number of operands and results, and of each the bytes from one block to the next
+    number of operations, and of each its kind and its fields, for one block
 
 A value is (buffer, offset in bytes): the call's operands first, then its results, then the arena. Views make slices,
 transposes and most concatenations free: whoever reads or writes the value strides over it.
@@ -13,13 +15,15 @@ from math import prod
 
 import numpy as np
 
+from jaxq.backends.cpu.blocks import batch_of, block_size
+from jaxq.backends.cpu.library import cpus
 from jaxq.backends.cpu.packing import Form
 from jaxq.backends.cpu.takes import MOVES
 from jaxq.backends.cpu.values import Field, Values
 from jaxq.backends.cpu.views import Broadcast, View
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 1
+VERSION = 2
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -36,9 +40,12 @@ class Program:
     packed: dict[int, Form]
 
 
-def encode(body: Graph) -> Program:
-    """The program of a bound region."""
-    return _Encoder(body).program()
+def encode(body: Graph, unbound: Graph) -> Program:
+    """The program of a region: `body` is `unbound` bound to a batch size."""
+    batch = batch_of(unbound, body)
+    size = batch if batch == 1 else block_size(batch, _Encoder(unbound.bind(1)).numbers()[1], cpus())
+    encoder = _Encoder(body if size == batch else unbound.bind(size))
+    return encoder.program(batch // size, [node.aval.follows_batch for node in (*unbound.inputs, *unbound.outputs)])
 
 
 def packed_weights(body: Graph) -> dict[int, Form]:
@@ -52,8 +59,6 @@ class _Encoder(Values):
         super().__init__(body)
         self.constants: list[float] = []
         self.work = 0
-
-    def program(self) -> Program:
         for node in self.body.nodes:
             if node.op in ("input", "const"):
                 continue
@@ -64,9 +69,15 @@ class _Encoder(Values):
         for node, result in zip(self.body.outputs, self.results, strict=True):
             if self.views[node].storage is not result.storage:
                 self.copy(self.views[node], result)
-        helpers = 0 if self.work < _WORTH_HELP else 2**31
+
+    def program(self, blocks: int, is_cut: Sequence[bool]) -> Program:
+        """That of so many blocks, of which the body is one; each has a part of its own of the inputs and results that
+        are cut."""
+        helpers = 0 if self.work * blocks < _WORTH_HELP else 2**31
         operations, size = self.numbers()
-        numbers = [VERSION, size, helpers, len(self.operations), *operations]
+        ends = [self.views[node] for node in self.body.inputs] + self.results
+        steps = [view.storage.size if cut else 0 for view, cut in zip(ends, is_cut, strict=True)]
+        numbers = [VERSION, size, helpers, blocks, len(steps), *steps, len(self.operations), *operations]
         constants = np.asarray(self.constants or [0.0], np.float32)
         return Program(np.asarray(numbers, np.int64), constants, packed_weights(self.body))
 

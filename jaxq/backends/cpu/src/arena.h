@@ -1,9 +1,11 @@
 // Memory for what a call needs beside its buffers. It is kept from call to call: fresh pages cost more than the kernels.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -31,7 +33,7 @@ class Block {
   int64_t size_ = 0;
 };
 
-// The values inside a region, for one call. A few blocks wait for the next calls, whichever threads make them.
+// The values inside a region, for one block of a call. A few blocks wait for the next calls, whichever threads make them.
 class Arena {
  public:
   explicit Arena(int64_t size) {
@@ -51,7 +53,7 @@ class Arena {
   ~Arena() {
     std::lock_guard<std::mutex> lock(mutex());
     auto& blocks = waiting();
-    if (blocks.size() == kKept) blocks.erase(blocks.begin());
+    if (blocks.size() >= kept()) blocks.erase(blocks.begin());
     blocks.push_back(std::move(block_));
   }
   Arena(const Arena&) = delete;
@@ -59,7 +61,8 @@ class Arena {
   uint8_t* data() const { return block_.data(); }
 
  private:
-  static constexpr size_t kKept = 4;
+  // As many as calls and threads may need at a time.
+  static size_t kept() { return std::max<size_t>(4, std::thread::hardware_concurrency()); }
   // Never destroyed: a thread of XLA's may still be in a call when the process ends.
   static std::mutex& mutex() {
     static auto* mutex = new std::mutex;

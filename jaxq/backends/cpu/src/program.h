@@ -20,7 +20,7 @@ struct Buffer {
   int64_t size;  // bytes
 };
 
-constexpr int64_t kProgramVersion = 1;
+constexpr int64_t kProgramVersion = 2;
 
 class Reader {
  public:
