@@ -57,8 +57,10 @@ class WgmmaConfig:
 
     @property
     def part(self) -> int:
-        """Columns of a consumer that are finished and stored at a time."""
-        return 64 if self.consumer_tile[1] % 64 == 0 else 32
+        """Columns of a consumer that are finished and stored at a time: at most 32 outputs a thread, as with 64 of them
+        a uint8 x and a residual spill, and the fourth stage of 256 x 128 does not fit."""
+        rows, columns = self.consumer_tile
+        return 64 if rows == 64 and columns % 64 == 0 else 32
 
 
 def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> WgmmaConfig:
