@@ -95,12 +95,14 @@ def candidates(
     """
     require(supports(x, w, epilogue, window=window, out_dtype=out_dtype))
     geometry = Geometry.of(x, w, window)
+    has_residual = epilogue is not None and epilogue.residual is not None
+    as_conv = tactics.candidates(geometry, has_residual=has_residual)
     if not geometry.is_pointwise:
-        return tactics.candidates(geometry)
+        return as_conv
     product = jax.eval_shape(lambda x, w, epilogue: _product(x, w, epilogue, geometry), x, w, epilogue)
     as_product = matmul_candidates(*product, out_dtype=out_dtype)
     # With strides, a convolution saves the copy of the pixels that the product reads.
-    return as_product if set(window.strides) == {1} else (*as_product, *tactics.candidates(geometry)[:4])
+    return as_product if set(window.strides) == {1} else (*as_product, *as_conv[:4])
 
 
 def _product(

@@ -1,6 +1,7 @@
 """Tactics of the convolutions: tile sizes, number of warps, and which of them to try."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
@@ -104,18 +105,13 @@ class ConvDot4Config:
 ConvConfig = ConvMmaConfig | ConvChannelConfig | ConvDot4Config
 
 
-def default_config(geometry: Geometry) -> ConvConfig:
-    """Heuristic tactic; valid for all geometries."""
-    return candidates(geometry)[0]
-
-
-def candidates(geometry: Geometry) -> tuple[ConvConfig, ...]:
+def candidates(geometry: Geometry, *, has_residual: bool = False) -> tuple[ConvConfig, ...]:
     """Tactics worth timing: distinct, all valid, the default first."""
     capability = compat.compute_capability()
     has_dot = capability is None or capability >= 80
     if not has_dot or (geometry.window.groups > 1 and geometry.depth < _NARROW):
         return tuple(dict.fromkeys(_by_channel(geometry)))
-    return tuple(itertools.islice(dict.fromkeys(_by_mma(geometry)), _CANDIDATES))
+    return tuple(itertools.islice(dict.fromkeys(_by_mma(geometry, has_residual)), _CANDIDATES))
 
 
 def refuses(config: ConvConfig, geometry: Geometry) -> str | None:
@@ -127,7 +123,7 @@ def refuses(config: ConvConfig, geometry: Geometry) -> str | None:
     return None
 
 
-def _by_mma(geometry: Geometry) -> Iterable[ConvMmaConfig]:
+def _by_mma(geometry: Geometry, has_residual: bool) -> Iterable[ConvMmaConfig]:
     """Each tile in the form that suits it, in the order of estimated times; then the first ones in other forms."""
     columns = geometry.features // geometry.window.groups
     cores = compat.core_count()
@@ -143,18 +139,21 @@ def _by_mma(geometry: Geometry) -> Iterable[ConvMmaConfig]:
     tiles = [tile for tile in itertools.product(sizes, sizes) if math.prod(tile) <= 128 * 128]
     ordered = sorted(tiles, key=time)[:8]
     merge = _can_merge(geometry) and geometry.depth < _NARROW
-    yield from (next(_forms(geometry, *tile, merge)) for tile in ordered)
+    forms = functools.partial(_forms, geometry, has_residual)
+    yield from (next(forms(*tile, merge)) for tile in ordered)
     if _can_merge(geometry) and geometry.depth < 2 * _NARROW:
-        yield from (next(_forms(geometry, *tile, not merge)) for tile in ordered[:2])
+        yield from (next(forms(*tile, not merge)) for tile in ordered[:2])
     for tile in ordered[:3]:
-        yield from _forms(geometry, *tile, merge)
+        yield from forms(*tile, merge)
 
 
-def _forms(geometry: Geometry, block_m: int, block_n: int, merge: bool) -> Iterator[ConvMmaConfig]:
+def _forms(geometry: Geometry, has_residual: bool, block_m: int, block_n: int, merge: bool) -> Iterator[ConvMmaConfig]:
     """A tile's configs: steps as deep as waste least of the depth, and as many as shared memory holds."""
     depth = geometry.kernel[-1] * (geometry.depth + -geometry.depth % 4) if merge else geometry.depth
     num_warps = 8 if block_m * block_n > 64 * 128 else 4  # 64 accumulators a thread: with 128 an epilogue may spill
-    for block_k in sorted((128, 64, 32), key=lambda block_k: pl.cdiv(depth, block_k) * (block_k + 16)):
+    # 8 warps that gather 128 bytes for each pixel have no registers left for a residual: 24 bytes spill on sm_90.
+    depths = (64, 32) if has_residual and num_warps == 8 else (128, 64, 32)
+    for block_k in sorted(depths, key=lambda block_k: pl.cdiv(depth, block_k) * (block_k + 16)):
         num_stages = min(4, _SHARED_BYTES // ((block_m + block_n) * block_k))
         if num_stages >= 3:
             yield ConvMmaConfig(block_m, block_n, block_k, num_warps, num_stages, merge)
