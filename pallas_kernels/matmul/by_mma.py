@@ -51,10 +51,10 @@ def candidates(
     x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
 ) -> tuple[MmaConfig, ...]:
     """Tactics worth timing on the GPU in use: distinct, all valid, the default first."""
-    residual = None if epilogue is None else epilogue.residual
-    residual_bytes = 0 if residual is None else jnp.dtype(residual.dtype).itemsize
+    has_residual = epilogue is not None and epilogue.residual is not None
+    is_shifted = jnp.uint8 in (x.dtype, w.dtype)
     *batch, m, k = x.shape
-    return mma_candidates(math.prod(batch), m, w.shape[-2], k, residual_bytes=residual_bytes)
+    return mma_candidates(math.prod(batch), m, w.shape[-2], k, has_residual=has_residual, is_shifted=is_shifted)
 
 
 def run(
