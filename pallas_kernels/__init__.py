@@ -3,7 +3,7 @@
 Arrays in, arrays out; imports nothing but jax and numpy.
 """
 
-from pallas_kernels import borders, compat
+from pallas_kernels import borders, compat, shift
 from pallas_kernels.borders import BorderConfig, dequantize, dequantize_reference, quantize, quantize_reference
 from pallas_kernels.dispatch import on_cuda
 from pallas_kernels.dot4 import dot4, pack4
@@ -44,5 +44,6 @@ __all__ = [
     "pack4",
     "quantize",
     "quantize_reference",
+    "shift",
     "supports",
 ]

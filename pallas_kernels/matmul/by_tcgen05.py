@@ -94,6 +94,7 @@ def run(
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: Tcgen05Config,
     interpret: bool = False,
 ) -> jax.Array:
@@ -116,6 +117,7 @@ def run(
         w,
         epilogue,
         out_dtype=out_dtype,
+        offset=offset,
         config=config,
         interpret=interpret,
         name="matmul_tcgen05",

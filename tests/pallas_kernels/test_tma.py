@@ -54,9 +54,10 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
     return x, w, Epilogue(*[jnp.asarray(v, jnp.float32) for v in vectors], residual, factor)
 
 
-def check(args, config, out_dtype, cores):
+def check(args, config, out_dtype, cores, with_offset=False):
     """The interpreted kernel, on a GPU of so many multiprocessors, equals the reference in every bit, without races."""
-    kernel = functools.partial(matmul, out_dtype=out_dtype, config=config, interpret=True)
+    offset = 128 * np.asarray(args[1]).sum(-1, dtype=np.int32) if with_offset else None
+    kernel = functools.partial(matmul, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores), contextlib.redirect_stdout(io.StringIO()) as said:
         actual = np.asarray(jax.jit(kernel)(*args))
     assert "RACE" not in said.getvalue(), said.getvalue()
@@ -89,7 +90,7 @@ def test_kernel_equals_reference(shape, config, cores, kwargs):
     args = operands(*shape, **kwargs)
     out_dtype = kwargs.get("out_dtype", "int8")
     assert supports(*args, out_dtype=out_dtype) is None
-    check(args, config, out_dtype, cores)
+    check(args, config, out_dtype, cores, with_offset="batch" in kwargs)
 
 
 @st.composite
@@ -119,7 +120,7 @@ def test_kernel_equals_reference_on_drawn_shapes(kernel, problem, saturate, core
     out_dtype = kwargs["out_dtype"]
     assert supports(*args, out_dtype=out_dtype) is None
     config = data.draw(st.sampled_from(kernel.candidates(*args, out_dtype=out_dtype)))
-    check(args, config, out_dtype, max(cores, config.cluster))
+    check(args, config, out_dtype, max(cores, config.cluster), with_offset=data.draw(st.booleans()))
 
 
 @needs_kernel
