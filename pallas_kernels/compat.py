@@ -1,10 +1,24 @@
 """What hangs on the jax version or on the machine: nothing else in the project knows either."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+
+_H100_CORES = 132
+# Compute capabilities of the GPUs that may be cross-lowered for, by a word of their device kind.
+_CAPABILITIES = {
+    **dict.fromkeys(("T4",), 75),
+    **dict.fromkeys(("A100", "A30"), 80),
+    **dict.fromkeys(("A10", "A10G", "A40"), 86),
+    **dict.fromkeys(("L4", "L40", "L40S"), 89),
+    **dict.fromkeys(("H100", "H200", "GH200"), 90),
+    **dict.fromkeys(("B200", "GB200"), 100),
+    **dict.fromkeys(("B300", "GB300"), 103),
+}
 
 
 def _ignore_triton_deprecation() -> None:
@@ -17,7 +31,7 @@ _ignore_triton_deprecation()
 
 
 @contextlib.contextmanager
-def gpu_target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = 132) -> Iterator[None]:
+def gpu_target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = _H100_CORES) -> Iterator[None]:
     """Context in which kernels lower for the named GPU on a machine that has none.
 
     Inside, `jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",))` works; trace inside, too. jax >= 0.11 looks up
@@ -28,3 +42,32 @@ def gpu_target(device_kind: str = "NVIDIA H100 80GB HBM3", num_cores: int = 132)
     with warnings.catch_warnings(), jax.sharding.use_abstract_mesh(mesh):
         _ignore_triton_deprecation()
         yield
+
+
+def compute_capability() -> int | None:
+    """That of the GPU in use, such as 80, 89, 90 or 100: of the abstract mesh where one names its device (so when
+    lowering inside `gpu_target`), else of this machine. None where it is not known."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.platform != "gpu":
+        return None
+    gpu = _gpu()
+    if device is not None and (gpu is None or device.device_kind != gpu.device_kind):
+        words = re.findall(r"\w+", device.device_kind)
+        return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), None)
+    return None if gpu is None else int(gpu.compute_capability.replace(".", ""))
+
+
+def core_count() -> int:
+    """Multiprocessors of the GPU in use, as of `compute_capability`; those of an H100 where none is known."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None and device.num_cores:
+        return int(device.num_cores)
+    gpu = _gpu()
+    return _H100_CORES if gpu is None else int(gpu.core_count)
+
+
+def _gpu() -> Any:
+    try:
+        return jax.local_devices(backend="gpu")[0]
+    except RuntimeError:  # there is none
+        return None

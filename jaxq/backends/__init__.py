@@ -16,11 +16,15 @@ import jax
 from jax import lax
 from jax.extend.backend import backends
 
+import pallas_kernels
 from jaxq.backends import cpu, pallas, xla
-from jaxq.backends.cpu.packing import PackedWeight
+from jaxq.backends.cpu.packing import Form, PackedWeight
 from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
+
+# XLA fuses these into the float ops around them, which then move no byte more: no kernel of ours is as fast.
+_BORDERS = frozenset({"quantize", "dequantize"})
 
 
 def gather(graph: Graph) -> Graph:
@@ -30,7 +34,9 @@ def gather(graph: Graph) -> Graph:
 
 
 def prepare(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as this machine's backend reads them: packed for the CPU's kernels, as they are elsewhere."""
+    """The parameters as this machine's backend reads them: packed for its kernels, as they are where it has none."""
+    if jax.default_backend() == "gpu":
+        return pallas.pack(graph, params)
     if jax.default_backend() != "cpu" or cpu.available() is not None:
         return dict(params)
     return cpu.pack(graph, params)
@@ -46,15 +52,18 @@ def choose(node: Node) -> Callable[..., Any]:
     them is faster for a shape is for a measurement to say, not for this table.)"""
     if node.op == "region":
         return _region(node)
-    default = xla.lower(node)
-    if pallas.supports(node) is not None:
-        return default
-    kernel = pallas.lower(node)
+    by_xla = xla.lower(node)
+
+    def default(*operands: Any) -> Any:
+        return by_xla(*plain(dict(enumerate(operands))).values())
+
+    either: Callable[..., Any] = default
+    if node.op not in _BORDERS and pallas.supports(node) is None:
+        either = pallas_kernels.on_cuda(pallas.lower(node), default)
 
     def run(*operands: Any) -> Any:
-        if _is_partitioned(operands):
-            return default(*operands)  # XLA partitions its own ops, but no kernel of ours
-        return lax.platform_dependent(*operands, cuda=kernel, default=default)
+        # XLA partitions its own ops, but no kernel of ours.
+        return (default if _is_partitioned(operands) else either)(*operands)
 
     return run
 
@@ -71,12 +80,16 @@ def _region(node: Node) -> Callable[..., Any]:
     def by_node(graph: Graph) -> Callable[..., Any]:
         return lambda *operands: tuple(evaluate(graph, {}, operands, choose))
 
-    def default(*operands: Any) -> Any:
-        return by_node(node.attrs["body"])(*plain(dict(enumerate(operands))).values())
-
+    default = by_node(node.attrs["body"])
     if not cpu.is_bound(node):
         return default  # jax.export with a symbolic batch: a program's sizes are numbers
-    call = cpu.lower(node, by_node)
+    packed_call = cpu.lower(node, by_node)
+
+    def call(*operands: Any) -> Any:
+        # Weights in the form of another machine's kernels are packed in the call.
+        return packed_call(
+            *(x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands)
+        )
 
     def run(*operands: Any) -> Any:
         if _is_partitioned(operands):

@@ -3,10 +3,13 @@ lowered."""
 
 import jax
 import jax.numpy as jnp
+import networks
 import numpy as np
 import pytest
+from jax import export
+from jax.sharding import Mesh, PartitionSpec
 
-import pallas_kernels
+import jaxq
 
 pytestmark = pytest.mark.gpu
 
@@ -17,28 +20,37 @@ def on_a_gpu():
         pytest.fail("-m gpu was chosen, but JAX has no GPU here")
 
 
-@pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("out_dtype", ["int8", "uint8", "float32"])
-@pytest.mark.parametrize("shape", [(1, 64, 64), (7, 13, 21), (16, 4096, 4096), (300, 129, 515)])
-def test_matmul_equals_its_reference(x_dtype, out_dtype, shape):
-    m, n, k = shape
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.integers(*((-127, 128) if x_dtype == "int8" else (0, 256)), (m, k)).astype(x_dtype))
-    w = jnp.asarray(rng.integers(-127, 128, (n, k)).astype(np.int8))
-    multiplier = jnp.asarray(rng.uniform(0.5, 2, n).astype(np.float32) / np.float32(60 * np.sqrt(k)))
-    bias = jnp.asarray(rng.normal(size=n).astype(np.float32))
-    low, high = {"int8": (-127, 127), "uint8": (0, 255)}.get(out_dtype, (-np.inf, np.inf))
-    bounds = jnp.full(n, low, jnp.float32), jnp.full(n, high, jnp.float32)
-    residual = jnp.asarray(rng.integers(-127, 128, (m, n)).astype(np.int8))
-    args = (x, w, multiplier, bias, *bounds, residual, jnp.float32(0.37))
-    ours = jax.jit(lambda *a: pallas_kernels.matmul(*a, out_dtype=out_dtype))(*args)
-    with jax.default_device(jax.devices("cpu")[0]):
-        theirs = pallas_kernels.matmul_reference(*jax.device_put(args, jax.devices("cpu")[0]), out_dtype=out_dtype)
-    np.testing.assert_array_equal(ours, theirs)
+def oracle(qmodel, x):
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        return qmodel.plan.evaluate(jax.device_put(qmodel.params, cpu), (jax.device_put(x, cpu),))
 
 
 def test_a_network_gives_the_bits_of_the_oracle(small_cnn):
-    qmodel, cpu = small_cnn.qmodel, jax.devices("cpu")[0]
-    with jax.default_device(cpu):
-        oracle = qmodel.plan.evaluate(jax.device_put(qmodel.params, cpu), (jax.device_put(small_cnn.x, cpu),))
-    np.testing.assert_array_equal(qmodel(small_cnn.x), oracle)
+    np.testing.assert_array_equal(small_cnn.qmodel(small_cnn.x), oracle(small_cnn.qmodel, small_cnn.x))
+
+
+def test_depthwise_convolutions():
+    model, x = networks.MobileCNN(), networks.images(3, 13, 11, 3)
+    qmodel = jaxq.quantize(model, networks.variables(model, x), [x])
+    np.testing.assert_array_equal(qmodel(x), oracle(qmodel, x))
+
+
+def test_transforms(small_cnn):
+    qmodel, x = small_cnn.qmodel, jnp.asarray(small_cnn.x)
+    expected = qmodel(x)
+    stacked = x.reshape(2, -1, *x.shape[1:])
+    np.testing.assert_array_equal(jax.jit(jax.vmap(qmodel))(stacked).reshape(expected.shape), expected)
+    batch = PartitionSpec("batch")
+    mesh = Mesh(np.array(jax.devices()[:1]), ("batch",))
+    sharded = jax.shard_map(qmodel, mesh=mesh, in_specs=batch, out_specs=batch)
+    np.testing.assert_array_equal(jax.jit(sharded)(x), expected)
+
+
+@pytest.mark.parametrize("platforms", [("cuda",), ("cpu", "cuda")])
+def test_export(small_cnn, platforms):
+    qmodel, x = small_cnn.qmodel, small_cnn.x
+    names = ("__gpu$xla.gpu.triton", "mosaic_gpu_v2", "jaxq_region")
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in names]
+    exported = export.export(jax.jit(qmodel), platforms=platforms, disabled_checks=checks)(x)
+    np.testing.assert_array_equal(exported.call(x), qmodel(x))

@@ -1,26 +1,105 @@
+import jax
+import jax.numpy as jnp
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Config, candidates, default_config
+from pallas_kernels import Dot4Config, MmaConfig, Tcgen05Config, WgmmaConfig, candidates, default_config
+from pallas_kernels.compat import gpu_target
+from pallas_kernels.matmul import by_mma, by_wgmma
 
-sizes = st.integers(0, 200_000)
+H100, A100, T4 = ("NVIDIA H100 80GB HBM3", 132), ("NVIDIA A100-SXM4-80GB", 108), ("Tesla T4", 40)
+B200, B300 = ("NVIDIA B200", 148), ("NVIDIA B300 SXM6 AC", 148)
+SHARED_KB = {H100: 227, A100: 163}
+sizes = st.integers(0, 40_000)
 
 
-@given(sizes, sizes, sizes)
-def test_candidates_are_distinct_and_leave_registers(m, n, k):
-    configs = candidates(m, n, k)
-    assert configs[0] == default_config(m, n, k)
+def types(m, n, k, x_dtype=jnp.int8, batch=()):
+    return jax.ShapeDtypeStruct((*batch, m, k), x_dtype), jax.ShapeDtypeStruct((*batch, n, k), jnp.int8)
+
+
+HAS_MOSAIC = by_wgmma.supports(*types(64, 64, 64), out_dtype=jnp.int32) is None
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(sizes, sizes, sizes, st.sampled_from([H100, A100, T4]))
+def test_candidates_are_distinct_and_fit(m, n, k, gpu):
+    with gpu_target(*gpu):
+        configs = candidates(*types(m, n, k), out_dtype=jnp.int32)
+        assert configs[0] == default_config(*types(m, n, k), out_dtype=jnp.int32)
     assert len(set(configs)) == len(configs)
-    assert all(config.accumulators <= 64 for config in configs)  # __post_init__ has checked the rest
+    for config in configs:  # __post_init__ has checked the rest
+        if isinstance(config, Dot4Config):
+            assert config.accumulators <= 32
+        elif isinstance(config, MmaConfig):
+            assert config.shared_bytes <= SHARED_KB[gpu] * 1024
+            assert config.num_stages >= 3
 
 
-def test_default_reads_wide_rows_in_a_decode_step():
-    assert default_config(1, 4096, 4096) == Config(1, 8, 1024, 4)
-    assert default_config(8, 4096, 4096) == Config(8, 8, 512, 4)
+@pytest.mark.parametrize(
+    ("gpu", "m", "x_dtype", "kind"),
+    [
+        (H100, 8, jnp.int8, Dot4Config),
+        (H100, 9, jnp.int8, MmaConfig),
+        (H100, 16, jnp.uint8, Dot4Config),  # no pass over w for its sums
+        (A100, 17, jnp.uint8, MmaConfig),
+        (T4, 1000, jnp.int8, Dot4Config),
+    ],
+)
+def test_default_kernel(gpu, m, x_dtype, kind):
+    with gpu_target(*gpu):
+        configs = candidates(*types(m, 4096, 4096, x_dtype), out_dtype=jnp.int32)
+    assert isinstance(configs[0], kind)
+    kinds = {type(config) for config in configs}
+    assert kinds == ({Dot4Config} if gpu == T4 else {Dot4Config, MmaConfig} if m <= 16 else {MmaConfig})
 
 
-@pytest.mark.parametrize("blocks", [(3, 8, 64, 4), (8, 0, 64, 4), (8, 8, 2, 4), (8, 8, 64, 3), (64, 64, 64, 4)])
-def test_invalid(blocks):
-    with pytest.raises(ValueError, match=r"powers of two|accumulators"):
-        Config(*blocks)
+def test_large_products_take_large_tiles_and_few_tiles_split_k():
+    with gpu_target(*H100):
+        large = by_mma.candidates(*types(8192, 8192, 8192), out_dtype=jnp.int32)[0]
+        assert large.block_m * large.block_n >= 128 * 256
+        assert large.splits == 1
+        assert default_config(*types(64, 256, 16384), out_dtype=jnp.int32).splits > 1
+        assert default_config(*types(1, 128, 65536), out_dtype=jnp.int32).splits > 1
+        assert by_mma.candidates(*types(64, 256, 16384, batch=(128,)), out_dtype=jnp.int32)[0].splits == 1
+
+
+@pytest.mark.skipif(not HAS_MOSAIC, reason="Mosaic kernels need jax 0.11")
+@pytest.mark.parametrize(
+    ("gpu", "shape", "kind"),
+    [
+        (H100, (4096, 4096, 4096), WgmmaConfig),
+        (H100, (4096, 4096, 4095), MmaConfig),  # the TMA does not take it
+        (H100, (64, 256, 16384), MmaConfig),  # few tiles: split K
+        (B200, (4096, 4096, 4096), Tcgen05Config),
+        (B200, (64, 256, 16384), MmaConfig),
+        (B300, (4096, 4096, 4096), Dot4Config),
+    ],
+)
+def test_default_kernel_of_new_gpus(gpu, shape, kind):
+    with gpu_target(*gpu):
+        assert isinstance(default_config(*types(*shape), out_dtype=jnp.int32), kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        (Dot4Config, (3, 8, 64, 4)),
+        (Dot4Config, (8, 0, 64, 4)),
+        (Dot4Config, (8, 8, 2, 4)),
+        (Dot4Config, (8, 8, 64, 3)),
+        (Dot4Config, (64, 64, 64, 4)),
+        (Dot4Config, (8, 8, 64, 4, 0)),
+        (MmaConfig, (24, 16, 32)),
+        (MmaConfig, (8, 16, 32)),
+        (MmaConfig, (16, 16, 16)),
+        (MmaConfig, (256, 256, 32, 8)),
+        (MmaConfig, (128, 256, 128, 8, 5)),
+        (MmaConfig, (16, 16, 32, 4, 0)),
+        (MmaConfig, (16, 16, 32, 4, 3, 0)),
+        (MmaConfig, (16, 16, 32, 4, 3, 8, 65)),
+    ],
+)
+def test_invalid(kind, numbers):
+    with pytest.raises(ValueError, match=r"powers of two|accumulators|at least|splits|fit"):
+        kind(*numbers)

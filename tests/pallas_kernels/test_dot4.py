@@ -7,19 +7,22 @@ from jax import lax
 from pallas_kernels import dot4, pack4
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
-def test_equals_int64(dtype):
-    info = np.iinfo(dtype)
+@pytest.mark.parametrize("b_dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("a_dtype", [np.int8, np.uint8])
+def test_equals_int64(a_dtype, b_dtype):
     rng = np.random.default_rng(0)
-    a = rng.integers(info.min, info.max + 1, (1000, 4)).astype(dtype)
-    b = rng.integers(-128, 128, (1000, 4)).astype(np.int8)
-    corners = [(x, y) for x in (info.min, 0, 1, info.max) for y in (-128, -127, -1, 0, 1, 127)]
+    bounds = [(np.iinfo(dtype).min, np.iinfo(dtype).max) for dtype in (a_dtype, b_dtype)]
+    a, b = (
+        rng.integers(lo, hi + 1, (1000, 4)).astype(dtype)
+        for (lo, hi), dtype in zip(bounds, (a_dtype, b_dtype), strict=True)
+    )
+    corners = [(x, y) for x in (*bounds[0], 0, 1, 127) for y in (*bounds[1], 0, 1, 127)]
     a[: len(corners)], b[: len(corners)] = np.array(corners)[:, :1], np.array(corners)[:, 1:]
     acc = rng.integers(-(2**30), 2**30, 1000).astype(np.int32)
 
     def run(a, b, acc):
         packed = (lax.squeeze(pack4(v), [1]) for v in (a, b))
-        return dot4(*packed, acc, signed=dtype == np.int8, interpret=True)
+        return dot4(*packed, acc, signed=a_dtype == np.int8, b_signed=b_dtype == np.int8, interpret=True)
 
     expected = acc + np.sum(a.astype(np.int64) * b.astype(np.int64), axis=1)
     np.testing.assert_array_equal(run(a, b, acc), expected)

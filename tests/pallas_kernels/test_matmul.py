@@ -1,47 +1,78 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import Config, UnsupportedShapeError, candidates, matmul, matmul_reference, supports
+from pallas_kernels import (
+    Dot4Config,
+    Epilogue,
+    MmaConfig,
+    UnsupportedShapeError,
+    candidates,
+    matmul,
+    matmul_reference,
+    shift,
+    supports,
+)
+from pallas_kernels.compat import gpu_target
+from pallas_kernels.matmul.reference import PART
 
 RANGES = {"int8": (-127, 127), "uint8": (0, 255), "float32": (-1e30, 1e30), "bfloat16": (-1e30, 1e30)}
 OUT_DTYPES = (jnp.int8, jnp.uint8, jnp.float32, jnp.bfloat16)
+SMALL = (
+    Dot4Config(2, 4, 8, 1),
+    Dot4Config(4, 16, 64, 1, splits=3),
+    MmaConfig(16, 16, 32),
+    MmaConfig(16, 32, 64, splits=3),
+)
 
 
-def draw(m, n, k, *, x_dtype=np.int8, residual_dtype=None, out_dtype=jnp.int8, seed=0):
-    """Random arguments of matmul whose outputs fill the range of out_dtype and partly saturate."""
+def integers(rng, dtype, shape):
+    lo, hi = RANGES[np.dtype(dtype).name]
+    return rng.integers(lo, hi + 1, shape).astype(dtype)
+
+
+def draw(
+    m, n, k, *, batch=(), x_dtype=np.int8, w_dtype=np.int8, residual_dtype=None, table=False, out_dtype=jnp.int8, seed=0
+):
+    """Random x, w, epilogue whose outputs fill the range of out_dtype (behind a table, int8) and partly saturate."""
     rng = np.random.default_rng(seed)
-
-    def integers(dtype, shape):
-        lo, hi = RANGES[np.dtype(dtype).name]
-        return rng.integers(lo, hi + 1, shape).astype(dtype)
-
-    lo, hi = RANGES[np.dtype(out_dtype).name]
-    args = [
-        integers(x_dtype, (m, k)),
-        integers(np.int8, (n, k)),
-        (rng.uniform(0.2, 2, n) / (60 * np.sqrt(k + 1))).astype(np.float32),
-        rng.normal(0, 30, n).astype(np.float32),
-        np.where(rng.random(n) < 0.3, max(lo, 0), lo).astype(np.float32),  # some channels with ReLU
-        np.full(n, hi, np.float32),
-    ]
+    lo, hi = RANGES["int8" if table else np.dtype(out_dtype).name]
+    x, w = integers(rng, x_dtype, (*batch, m, k)), integers(rng, w_dtype, (*batch, n, k))
+    epilogue = Epilogue(
+        multiplier=(rng.uniform(0.2, 2, n) / (60 * np.sqrt(k + 1))).astype(np.float32),
+        bias=rng.normal(0, 30, n).astype(np.float32),
+        lo=np.where(rng.random(n) < 0.3, max(lo, 0), lo).astype(np.float32),  # some channels with ReLU
+        hi=np.full(n, hi, np.float32),
+    )
     if residual_dtype is not None:
-        residual = rng.normal(0, 50, (m, n)) if residual_dtype == np.float32 else integers(residual_dtype, (m, n))
-        args += [residual.astype(residual_dtype), np.float32(rng.uniform(0.1, 1))]
-    return [jnp.asarray(a) for a in args]
+        floating = jnp.issubdtype(residual_dtype, jnp.floating)
+        shape = (*batch, m, n)
+        residual = rng.normal(0, 50, shape) if floating else integers(rng, residual_dtype, shape)
+        residual = residual.astype(residual_dtype)
+        epilogue = dataclasses.replace(epilogue, residual=residual, residual_multiplier=np.float32(rng.uniform(0.1, 1)))
+    if table:
+        epilogue = dataclasses.replace(epilogue, table=rng.integers(-100, 100, 256).astype(out_dtype))
+    return jax.tree.map(jnp.asarray, (x, w, epilogue))
 
 
-def numpy_matmul(x, w, multiplier, bias, lo, hi, residual=None, residual_multiplier=None, *, out_dtype):
+def numpy_matmul(x, w, epilogue, *, out_dtype):
     """Independent of the library: int64, then float32 with a rounding after each operation."""
-    acc = x.astype(np.int64) @ w.astype(np.int64).T
-    y = acc.astype(np.float32) * multiplier + bias
-    if residual is not None:
-        y = y + residual.astype(np.float32) * residual_multiplier
-    y = np.clip(y, lo, hi)
+    x, w, e = jax.tree.map(np.asarray, (x, w, epilogue))
+    acc = x.astype(np.int64) @ np.swapaxes(w.astype(np.int64), -1, -2)
+    y = acc.astype(np.float32) * e.multiplier + e.bias
+    if e.residual is not None:
+        y = y + e.residual.astype(np.float32) * e.residual_multiplier
+    y = np.clip(y, e.lo, e.hi)
+    if e.table is not None:
+        return e.table[np.rint(y).astype(np.int8).view(np.uint8)]
     return (y if jnp.issubdtype(out_dtype, jnp.floating) else np.rint(y)).astype(out_dtype)
 
 
@@ -51,89 +82,153 @@ def assert_same_bits(actual, expected):
     np.testing.assert_array_equal(*(a.view(f"u{a.itemsize}") for a in (actual, expected)))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(
-    m=st.integers(0, 20),
-    n=st.integers(0, 40),
-    k=st.integers(0, 300),
-    x_dtype=st.sampled_from([np.int8, np.uint8]),
-    residual_dtype=st.sampled_from([None, np.int8, np.uint8, np.float32]),
-    out_dtype=st.sampled_from(OUT_DTYPES),
-    small_tiles=st.booleans(),
-    saturate=st.booleans(),
-    data=st.data(),
-)
-def test_kernel_equals_reference(m, n, k, x_dtype, residual_dtype, out_dtype, small_tiles, saturate, data):
-    args = draw(m, n, k, x_dtype=x_dtype, residual_dtype=residual_dtype, out_dtype=out_dtype)
-    if saturate:
-        args[:2] = np.full((m, k), 255 if x_dtype == np.uint8 else -127, x_dtype), np.full((n, k), -127, np.int8)
-    configs = (Config(2, 4, 8, 1), Config(4, 16, 64, 1)) if small_tiles else candidates(m, n, k)
+def kernel_equals_reference(data, largest):
+    """A drawn product, with or without an epilogue, by a drawn config: of its candidates or of small, ragged tiles."""
+    m, n, k = (data.draw(st.integers(0, size)) for size in largest)
+    batch = data.draw(st.sampled_from([(), (), (2,), (2, 3), (0,)]))
+    dtypes = st.sampled_from([np.int8, np.uint8])
+    out_dtype = data.draw(st.sampled_from((*OUT_DTYPES, jnp.int32)))
+    x, w, epilogue = draw(
+        m,
+        n,
+        k,
+        batch=batch,
+        x_dtype=data.draw(dtypes),
+        w_dtype=data.draw(dtypes),
+        residual_dtype=data.draw(st.sampled_from([None, np.int8, np.uint8, np.float32, jnp.bfloat16])),
+        table=data.draw(st.booleans()),
+        out_dtype=np.int8 if out_dtype == jnp.int32 else out_dtype,
+    )
+    epilogue = None if out_dtype == jnp.int32 else epilogue
+    if data.draw(st.booleans()):  # the largest sums
+        x = np.full(x.shape, RANGES[x.dtype.name][1], x.dtype)
+        w = np.full(w.shape, 255 if w.dtype == np.uint8 else -127, w.dtype)
+    is_given = w.dtype == np.int8 and data.draw(st.booleans())
+    offset = 128 * np.asarray(w).sum(-1, dtype=np.int32) if is_given else None
+    configs = (*SMALL, *candidates(x, w, epilogue, out_dtype=out_dtype))
     config = data.draw(st.sampled_from(configs))
 
     @jax.jit
-    def both(*args):
-        kernel = matmul(*args, out_dtype=out_dtype, config=config, interpret=True)
-        return kernel, matmul_reference(*args, out_dtype=out_dtype)
+    def both(x, w, epilogue, offset):
+        kernel = matmul(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
+        return kernel, matmul_reference(x, w, epilogue, out_dtype=out_dtype)
 
-    assert_same_bits(*both(*args))
+    assert_same_bits(*both(x, w, epilogue, offset))
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_kernel_equals_reference(data):
+    kernel_equals_reference(data, (20, 40, 300))
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_kernel_equals_reference_over_many_shapes(data):
+    kernel_equals_reference(data, (80, 150, 700))
 
 
 @pytest.mark.parametrize("out_dtype", OUT_DTYPES)
-@pytest.mark.parametrize(("x_dtype", "residual_dtype"), [(np.int8, None), (np.uint8, np.int8), (np.int8, np.float32)])
-def test_reference_equals_numpy(x_dtype, residual_dtype, out_dtype):
+@pytest.mark.parametrize(
+    ("x_dtype", "residual_dtype", "table"),
+    [(np.int8, None, False), (np.uint8, np.int8, False), (np.int8, np.float32, False), (np.int8, None, True)],
+)
+def test_reference_equals_numpy(x_dtype, residual_dtype, table, out_dtype):
     # More than a million outputs: XLA's contraction to a fused multiply-add would change a few of them by one.
-    args = draw(1100, 1000, 16, x_dtype=x_dtype, residual_dtype=residual_dtype, out_dtype=out_dtype)
-    expected = numpy_matmul(*map(np.asarray, args), out_dtype=out_dtype)
+    args = draw(1100, 1000, 16, x_dtype=x_dtype, residual_dtype=residual_dtype, table=table, out_dtype=out_dtype)
+    expected = numpy_matmul(*args, out_dtype=out_dtype)
     assert_same_bits(matmul_reference(*args, out_dtype=out_dtype), expected)
-    assert_same_bits(jax.jit(lambda *a: matmul_reference(*a, out_dtype=out_dtype))(*args), expected)
+    assert_same_bits(jax.jit(functools.partial(matmul_reference, out_dtype=out_dtype))(*args), expected)
 
 
 def test_inputs_of_these_tests_reveal_a_fused_multiply_add():
-    x, w, multiplier, bias, lo, hi = map(np.asarray, draw(1100, 1000, 16, out_dtype=jnp.float32))
-    expected = numpy_matmul(x, w, multiplier, bias, lo, hi, out_dtype=np.float32)
+    args = draw(1100, 1000, 16, out_dtype=jnp.float32)
+    expected = numpy_matmul(*args, out_dtype=np.float32)
+    x, w, e = jax.tree.map(np.asarray, args)
     acc = x.astype(np.int64) @ w.astype(np.int64).T
-    fused = np.clip((acc * multiplier.astype(np.float64) + bias).astype(np.float32), lo, hi)
+    fused = np.clip((acc * e.multiplier.astype(np.float64) + e.bias).astype(np.float32), e.lo, e.hi)
     assert np.mean(fused != expected) > 0.01
 
 
-@pytest.mark.parametrize(("x_dtype", "k"), [(np.int8, 133_144), (np.uint8, 66_311)])
-def test_longest_sum_that_int32_holds(x_dtype, k):
+@pytest.mark.parametrize("config", [Dot4Config(1, 2, 16384), MmaConfig(16, 16, 4096, num_stages=1)])
+@pytest.mark.parametrize(("x_dtype", "w_dtype", "k"), [(np.int8, np.int8, 133_144), (np.uint8, np.int8, 66_311)])
+def test_longest_sum_that_int32_holds(x_dtype, w_dtype, k, config):
     x = jnp.full((1, k), RANGES[np.dtype(x_dtype).name][1], x_dtype)
-    w = jnp.full((2, k), 127, jnp.int8) * jnp.array([[1], [-1]], jnp.int8)
-    one, zero, bound = jnp.ones(2, jnp.float32), jnp.zeros(2, jnp.float32), jnp.full(2, 3e38, jnp.float32)
-    expected = (np.asarray(x, np.int64) @ np.asarray(w, np.int64).T).astype(np.float32)
-    config = Config(1, 2, 16384, 4)
-    actual = matmul(x, w, one, zero, -bound, bound, out_dtype=jnp.float32, config=config, interpret=True)
-    assert_same_bits(actual, expected)
+    w = jnp.full((2, k), 127, w_dtype) * jnp.array([[1], [-1]], w_dtype)
+    expected = np.asarray(x, np.int64) @ np.asarray(w, np.int64).T
+    for splits in (1, 3):
+        split = dataclasses.replace(config, splits=splits)
+        kernel = functools.partial(matmul, out_dtype=jnp.int32, config=split, interpret=True)
+        actual = jax.jit(kernel)(x, w)
+        np.testing.assert_array_equal(np.asarray(actual, np.int64), expected)
     longer = jax.ShapeDtypeStruct((1, k + 1), x_dtype), jax.ShapeDtypeStruct((2, k + 1), np.int8)
-    assert f"beyond {k}" in supports(*longer)
+    assert "needs an epilogue" in supports(*longer, out_dtype=jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "config"),
+    [
+        ((np.uint8, np.int8), Dot4Config(2, 2, 16384)),
+        ((np.uint8, np.int8), MmaConfig(16, 16, 4096, num_stages=1)),
+        ((np.int8, np.uint8), MmaConfig(16, 16, 4096, num_stages=1)),
+        ((np.uint8, np.uint8), MmaConfig(16, 16, 4096, num_stages=1, splits=2)),
+    ],
+)
+def test_longer_sums_are_added_in_float32(dtypes, config):
+    k = 2 * PART + 775
+    x, w, epilogue = draw(3, 2, k, x_dtype=dtypes[0], w_dtype=dtypes[1], residual_dtype=np.int8, out_dtype=jnp.float32)
+    acc = np.zeros((3, 2), np.float32)
+    for start in range(0, k, PART):
+        part = (np.asarray(v, np.int64)[:, start : start + PART] for v in (x, w))
+        acc = acc + (next(part) @ next(part).T).astype(np.float32)
+    e = jax.tree.map(np.asarray, epilogue)
+    expected = np.clip(acc * e.multiplier + e.bias + np.float32(e.residual) * e.residual_multiplier, e.lo, e.hi)
+    kernel = functools.partial(matmul, out_dtype=jnp.float32, config=config, interpret=True)
+    assert_same_bits(jax.jit(kernel)(x, w, epilogue), expected)
+    assert_same_bits(matmul_reference(x, w, epilogue, out_dtype=jnp.float32), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 8), (3, 0, 8), (3, 5, 0), (0, 0, 0)])
-def test_zero_sizes(shape):
-    args = draw(*shape, residual_dtype=np.int8)
-    expected = numpy_matmul(*map(np.asarray, args), out_dtype=np.int8)
+@pytest.mark.parametrize("batch", [(), (2,), (0,)])
+def test_zero_sizes(shape, batch):
+    args = draw(*shape, batch=batch, residual_dtype=np.int8)
+    expected = numpy_matmul(*args, out_dtype=np.int8)
     assert_same_bits(matmul(*args, out_dtype=jnp.int8), expected)  # without a GPU: no kernel is launched
 
 
 def test_nan_becomes_zero_in_integers_and_stays_in_floats():
-    args = draw(3, 5, 8, residual_dtype=np.float32)
-    args[6] = args[6].at[1, 2].set(jnp.nan)
+    x, w, epilogue = draw(3, 5, 8, residual_dtype=np.float32)
+    epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.at[1, 2].set(jnp.nan))
     for out_dtype in OUT_DTYPES:
-        for out in (matmul(*args, out_dtype=out_dtype, interpret=True), matmul_reference(*args, out_dtype=out_dtype)):
+        kernel = functools.partial(matmul, interpret=True)
+        for f in (kernel, functools.partial(kernel, config=MmaConfig(16, 16, 32)), matmul_reference):
+            out = jax.jit(functools.partial(f, out_dtype=out_dtype))(x, w, epilogue)
             assert jnp.isnan(out[1, 2]) if jnp.issubdtype(out_dtype, jnp.floating) else out[1, 2] == 0
 
 
+@pytest.mark.parametrize("config", SMALL)
 @pytest.mark.parametrize("batched_weights", [False, True])
-def test_vmap(batched_weights):
-    batch = [draw(5, 9, 22, residual_dtype=np.int8, seed=seed) for seed in range(3)]
-    axes = [0, *[0 if batched_weights else None] * 5, 0, None]
-    args = [batch[0][i] if axis is None else jnp.stack([a[i] for a in batch]) for i, axis in enumerate(axes)]
+def test_vmap(batched_weights, config):
+    args = [draw(5, 9, 22, residual_dtype=np.int8, seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *args)
+    x, w, epilogue = stacked if batched_weights else (stacked[0], *args[0][1:])
+    axes = (0, 0, 0) if batched_weights else (0, None, None)
     actual, expected = (
-        jax.jit(jax.vmap(lambda *a, f=f, kwargs=kwargs: f(*a, out_dtype=jnp.int8, **kwargs), axes))(*args)
-        for f, kwargs in ((matmul, {"interpret": True, "config": Config(2, 4, 8, 1)}), (matmul_reference, {}))
+        jax.jit(jax.vmap(functools.partial(f, out_dtype=jnp.int8), axes))(x, w, epilogue)
+        for f in (functools.partial(matmul, interpret=True, config=config), matmul_reference)
     )
     assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("config", SMALL)
+def test_shard_map(config):
+    x, w, epilogue = draw(6, 9, 22)
+    mesh = jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,))
+    f = functools.partial(matmul, out_dtype=jnp.int8, config=config, interpret=True)
+    # check_vma: interpret mode mixes constants of the interpreter's with varying values.
+    sharded = jax.shard_map(f, mesh=mesh, in_specs=(P("rows"), P(), P()), out_specs=P("rows"), check_vma=False)
+    assert_same_bits(jax.jit(sharded)(x, w, epilogue), matmul_reference(x, w, epilogue, out_dtype=jnp.int8))
 
 
 def test_platform_dependent_takes_the_reference_on_a_cpu():
@@ -143,37 +238,59 @@ def test_platform_dependent_takes_the_reference_on_a_cpu():
     def dispatch(*args):
         return lax.platform_dependent(
             *args,
-            cuda=lambda *a: matmul(*a, out_dtype=jnp.int8),
-            default=lambda *a: matmul_reference(*a, out_dtype=jnp.int8),
+            cuda=functools.partial(matmul, out_dtype=jnp.int8),
+            default=functools.partial(matmul_reference, out_dtype=jnp.int8),
         )
 
     assert_same_bits(dispatch(*args), matmul_reference(*args, out_dtype=jnp.int8))
 
 
+def test_a_given_offset_is_not_computed_again():
+    x, w, epilogue = draw(16, 16, 64, x_dtype=np.uint8)
+    run = functools.partial(matmul, out_dtype=jnp.int8, config=MmaConfig(16, 16, 32), interpret=True)
+    assert "reduce_sum" in str(jax.make_jaxpr(run)(x, w, epilogue))
+    assert "reduce_sum" not in str(jax.make_jaxpr(run)(x, w, epilogue, offset=shift.offset(w, -1)))
+    with pytest.raises(UnsupportedShapeError, match=r"offset must be int32 \(16,\)"):
+        run(x, w, epilogue, offset=jnp.zeros(16))
+
+
 @pytest.mark.parametrize(
-    ("position", "value", "reason"),
+    ("change", "reason"),
     [
-        (0, jnp.zeros((2, 3, 8), jnp.int8), "matrices"),
-        (0, jnp.zeros((3, 7), jnp.int8), "differ in K"),
-        (0, jnp.zeros((3, 8), jnp.int16), "x must be int8 or uint8, not int16"),
-        (1, jnp.zeros((5, 8), jnp.uint8), "w must be int8, not uint8"),
-        (2, jnp.zeros(4, jnp.float32), "multiplier, bias, lo and hi"),
-        (3, jnp.zeros(5, jnp.bfloat16), "multiplier, bias, lo and hi"),
-        (6, jnp.zeros((5, 3), jnp.int8), "residual must be"),
-        (6, jnp.zeros((3, 5), jnp.bfloat16), "residual must be"),
-        (6, None, "given together"),
-        (7, jnp.ones(5, jnp.float32), "float32 scalar"),
+        ({"x": jnp.zeros((2, 3, 8), jnp.int8)}, "same leading axes"),
+        ({"x": jnp.zeros((3, 7), jnp.int8)}, "differ in K"),
+        ({"x": jnp.zeros((3, 8), jnp.int16)}, "x must be int8 or uint8, not int16"),
+        ({"w": jnp.zeros((5, 8), jnp.int32)}, "w must be int8 or uint8, not int32"),
+        ({"multiplier": jnp.zeros(4, jnp.float32)}, "multiplier, bias, lo and hi"),
+        ({"bias": jnp.zeros(5, jnp.bfloat16)}, "multiplier, bias, lo and hi"),
+        ({"residual": jnp.zeros((5, 3), jnp.int8)}, "residual must be"),
+        ({"residual": jnp.zeros((3, 5), jnp.int16)}, "residual must be"),
+        ({"residual": None}, "given together"),
+        ({"residual_multiplier": jnp.ones(5, jnp.float32)}, "float32 scalar"),
+        ({"table": jnp.ones(255, jnp.int8)}, "table must be"),
+        ({"table": jnp.ones(256, jnp.float32)}, "table must be"),
     ],
 )
-@pytest.mark.parametrize("function", [matmul, matmul_reference])
-def test_errors_say_why(function, position, value, reason):
-    args = draw(3, 5, 8, residual_dtype=np.int8)
-    args[position] = value
+@pytest.mark.parametrize("function", [matmul, matmul_reference, candidates])
+def test_errors_say_why(function, change, reason):
+    x, w, epilogue = draw(3, 5, 8, residual_dtype=np.int8)
+    in_epilogue = {name: value for name, value in change.items() if name not in "xw"}
+    epilogue = dataclasses.replace(epilogue, **in_epilogue)
     with pytest.raises(UnsupportedShapeError, match=reason):
-        function(*args, out_dtype=jnp.int8)
+        function(change.get("x", x), change.get("w", w), epilogue, out_dtype=jnp.int8)
 
 
 def test_supports():
-    x, w, *_ = draw(3, 5, 8)
-    assert supports(x, w, out_dtype=jnp.bfloat16) is None
-    assert "output must be one of" in supports(x, w, out_dtype=jnp.int32)
+    x, w, epilogue = draw(3, 5, 8)
+    assert supports(x, w, epilogue, out_dtype=jnp.bfloat16) is None
+    assert supports(x, w, out_dtype=jnp.int32) is None
+    assert "output must be one of" in supports(x, w, epilogue, out_dtype=jnp.int32)
+    assert "int32 accumulator" in supports(x, w, out_dtype=jnp.int8)
+    huge = jax.ShapeDtypeStruct((1 << 17, 1 << 14), jnp.int8), jax.ShapeDtypeStruct((8, 1 << 14), jnp.int8)
+    assert "less than 2**31" in supports(*huge, out_dtype=jnp.int32)
+
+
+def test_config_of_another_gpu_is_refused():
+    x, w, epilogue = draw(3, 5, 8)
+    with gpu_target("Tesla T4", 40), pytest.raises(UnsupportedShapeError, match="the GPU is sm_75"):
+        matmul(x, w, epilogue, out_dtype=jnp.int8, config=MmaConfig(16, 16, 32))

@@ -26,16 +26,16 @@ class PackedWeight:
     """An int8 weight, packed. It stands for the array that `unpack` gives, whose shape and dtype it has.
 
     Attributes:
-      data: int8 (bytes,).
-      form: how `data` lies.
+      data: int8, or what another backend's form says, a pytree.
+      form: how `data` lies: a `Form`, or that of another backend, with `shape` and `unpack`.
     """
 
     data: Any
-    form: "Form"
+    form: Any
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.form.shape
+        return tuple(self.form.shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -43,20 +43,20 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        return int(self.data.nbytes)
+        return sum(int(array.nbytes) for array in jax.tree.leaves(self.data))
 
     def unpack(self) -> Any:
         """The weight as the graph has it."""
         return self.form.unpack(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.form.unpack(np.asarray(self.data)), dtype)
+        return np.asarray(self.form.unpack(jax.tree.map(np.asarray, self.data)), dtype)
 
-    def tree_flatten(self) -> tuple[tuple[Any], "Form"]:
+    def tree_flatten(self) -> tuple[tuple[Any], Any]:
         return (self.data,), self.form
 
     @classmethod
-    def tree_unflatten(cls, form: "Form", children: tuple[Any]) -> "PackedWeight":
+    def tree_unflatten(cls, form: Any, children: tuple[Any]) -> "PackedWeight":
         return cls(children[0], form)
 
 

@@ -1,0 +1,142 @@
+"""matmul: int8 matrix product with the epilogue fused in. One definition (`reference`), several kernels beside it.
+
+A kernel is a module with `supports`, `candidates` and `run`; the type of a config says which kernel it is of. A new one
+is a row in the table.
+"""
+
+import dataclasses
+import math
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels import compat, shift
+from pallas_kernels.epilogue import Epilogue, require
+from pallas_kernels.matmul import by_dot4, by_mma, by_tcgen05, by_wgmma
+from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
+from pallas_kernels.matmul.config import Dot4Config, MmaConfig
+from pallas_kernels.matmul.reference import matmul_reference
+from pallas_kernels.matmul.wgmma_config import WgmmaConfig
+
+__all__ = [
+    "Config",
+    "Dot4Config",
+    "MmaConfig",
+    "Tcgen05Config",
+    "WgmmaConfig",
+    "candidates",
+    "default_config",
+    "matmul",
+    "matmul_reference",
+    "supports",
+]
+
+Config = Dot4Config | MmaConfig | WgmmaConfig | Tcgen05Config
+
+# {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
+_KERNELS: dict[type, tuple[ModuleType, range]] = {
+    Dot4Config: (by_dot4, range(61, 1000)),
+    MmaConfig: (by_mma, range(80, 101)),  # sm_103 has no tensor cores for int8
+    WgmmaConfig: (by_wgmma, range(90, 91)),
+    Tcgen05Config: (by_tcgen05, range(100, 101)),
+}
+_FEW_ROWS = 8  # so far dp4a keeps up with the memory
+_DOT4_ROWS = 16  # beyond that dp4a is far behind the tensor cores
+_UNKNOWN = 80  # the compute capability to plan for without a GPU
+
+
+def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
+    """Why no kernel takes these (anything with shape and dtype), or None where `matmul` does."""
+    return by_dot4.supports(x, w, epilogue, out_dtype=out_dtype)
+
+
+def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> Config:
+    """Heuristic tactic for these on the GPU in use (`compat.compute_capability`), the first of `candidates`."""
+    return candidates(x, w, epilogue, out_dtype=out_dtype)[0]
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[Config, ...]:
+    """Tactics worth timing for these on the GPU in use: distinct, all valid, the default first.
+
+    Raises:
+      UnsupportedShapeError: where `supports` gives a reason.
+    """
+    require(supports(x, w, epilogue, out_dtype=out_dtype))
+    capability, rows = compat.compute_capability() or _UNKNOWN, x.shape[-2]
+    able = [
+        (kind, module)
+        for kind, (module, capabilities) in reversed(_KERNELS.items())
+        if capability in capabilities and module.supports(x, w, epilogue, out_dtype=out_dtype) is None
+    ]
+    if len(able) > 1 and rows > _DOT4_ROWS:
+        able = [(kind, module) for kind, module in able if kind is not Dot4Config]
+    if any(kind is MmaConfig for kind, _ in able) and not _fill(x, w):
+        able = [(kind, module) for kind, module in able if kind not in (WgmmaConfig, Tcgen05Config)]
+    if rows <= _FEW_ROWS or (rows <= _DOT4_ROWS and _is_unsigned(x, w)):
+        able.sort(key=lambda kernel: kernel[0] is not Dot4Config)
+    return tuple(c for _, module in able for c in module.candidates(x, w, epilogue, out_dtype=out_dtype))
+
+
+def matmul(
+    x: jax.Array,
+    w: jax.Array,
+    epilogue: Epilogue | None = None,
+    *,
+    out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
+    config: Config | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Returns the epilogue of x @ w.T, as (..., M, N) in `out_dtype`.
+
+    The product is exact, in int32 (K beyond its bound: see `reference.PART`); the rest is `epilogue.finish`. Equal to
+    `matmul_reference` in every bit, for every config.
+
+    Args:
+      x: int8, in [-127, 127], or uint8 (..., M, K).
+      w: int8, in [-127, 127], or uint8 (..., N, K), the same leading axes.
+      epilogue: its operands, or None for the accumulator itself.
+      out_dtype: int8, uint8, float32 or bfloat16; int32 without an epilogue.
+      offset: int32 (..., N), `shift.offset(w, -1)` of an int8 w: read where x is uint8, and computed in every call
+        unless given.
+      config: tactic, whose type chooses the kernel; None takes `default_config`.
+      interpret: run on any machine, slowly.
+
+    Raises:
+      UnsupportedShapeError: for other shapes or dtypes, or a config whose kernel does not take them or the GPU in use.
+    """
+    require(supports(x, w, epilogue, out_dtype=out_dtype))
+    (*batch, m, k), n = x.shape, w.shape[-2]
+    shift.check(offset, w, (*batch, n))
+    if 0 in (*x.shape, n):  # no grid, or no loads: there is only an epilogue
+        return matmul_reference(x, w, epilogue, out_dtype=out_dtype)
+    config = config or default_config(x, w, epilogue, out_dtype=out_dtype)
+    module, capabilities = _KERNELS[type(config)]
+    capability = compat.compute_capability()
+    if not interpret and capability is not None and capability not in capabilities:
+        require(
+            f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}"
+        )
+    require(module.supports(x, w, epilogue, out_dtype=out_dtype))
+    batches = math.prod(batch)
+    x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)
+    if epilogue is not None and epilogue.residual is not None:
+        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(batches, m, n))
+    if offset is not None:
+        offset = offset.reshape(batches, n)
+    out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret)
+    return out.reshape(*batch, m, n)
+
+
+def _fill(x: Any, w: Any) -> bool:
+    """Whether tiles of at least 64 x 64, along all of K, give half of the multiprocessors work."""
+    tiles = math.prod(x.shape[:-2]) * (x.shape[-2] // 64) * (w.shape[-2] // 64)
+    return tiles >= compat.core_count() // 2
+
+
+def _is_unsigned(x: Any, w: Any) -> bool:
+    return jnp.uint8 in (jnp.dtype(x.dtype), jnp.dtype(w.dtype))

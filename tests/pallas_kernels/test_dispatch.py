@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+
+from pallas_kernels import on_cuda
+from pallas_kernels.compat import gpu_target
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def twice(x, pair):
+    return {"sum": x + pair[0], "platform": lax.platform_dependent(x, cpu=lambda x: x, default=lambda x: -x)}
+
+
+def thrice(x, pair):
+    return {"sum": x + pair[1], "platform": 2 * x}
+
+
+BOTH = on_cuda(thrice, twice)
+ARGS = (X, (np.float32(1), np.float32(2)))
+
+
+def test_elsewhere_it_is_the_default():
+    for run in (BOTH, jax.jit(BOTH)):
+        np.testing.assert_array_equal(run(*ARGS)["sum"], X + 1)
+        np.testing.assert_array_equal(run(*ARGS)["platform"], X)
+
+
+def test_vmap_and_scan():
+    np.testing.assert_array_equal(jax.vmap(BOTH, (0, None))(*ARGS)["sum"], X + 1)
+    np.testing.assert_array_equal(jax.vmap(BOTH, (1, (None, 0)))(X, (np.float32(1), X[0]))["sum"], X.T + 1)
+    scanned = jax.jit(lambda x: lax.scan(lambda total, row: (BOTH(total, ARGS[1])["sum"], row), x[0], x))
+    np.testing.assert_array_equal(scanned(X)[0], X[0] + 2)
+
+
+def test_on_cuda_it_is_the_kernel():
+    with gpu_target():
+        text = jax.jit(BOTH).trace(*ARGS).lower(lowering_platforms=("cuda",)).as_text()
+    assert "multiply" in text and "negate" not in text
+
+
+@pytest.mark.parametrize("platforms", [("cpu", "cuda", "tpu"), ("tpu", "cuda", "cpu"), ("cuda", "cpu")])
+def test_one_export_holds_both(platforms):
+    """What depends on the platform inside of a form, too, is that of the platform it runs on."""
+    exported = export.export(jax.jit(BOTH), platforms=platforms)(*ARGS)
+    assert "multiply" in exported.mlir_module()
+    np.testing.assert_array_equal(exported.call(*ARGS)["sum"], X + 1)
+    np.testing.assert_array_equal(exported.call(*ARGS)["platform"], X)
+
+
+def test_the_forms_must_agree():
+    with pytest.raises(TypeError, match="the kernel gives"):
+        on_cuda(lambda x: x.astype(jnp.int8), lambda x: x)(X)
+
+
+def test_there_is_no_derivative():
+    with pytest.raises(NotImplementedError, match="on_cuda"):
+        jax.grad(lambda x: BOTH(x, ARGS[1])["sum"].sum())(X)
