@@ -35,7 +35,8 @@ def of(values, dtype=np.float32):
         h = observe_jit(h, jnp.asarray(chunk))
     if not h.is_finite:
         return h
-    return Histogram(counts=h.counts.at[0, NUM_BINS].add(-jnp.uint32(padding)), amax=h.amax)
+    counts = jnp.asarray(h.counts).at[0, NUM_BINS].add(-jnp.uint32(padding))
+    return Histogram(counts=counts, amax=h.amax)
 
 
 def equal(a, b):
