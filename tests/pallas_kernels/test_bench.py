@@ -14,9 +14,11 @@ from pallas_kernels import compat
 from pallas_kernels.bench import clock, table
 from pallas_kernels.bench.__main__ import main
 from pallas_kernels.bench.cases import timed
-from pallas_kernels.bench.checks import Check, checks, difference, poisoned
+from pallas_kernels.bench.checks import TMA_CONFIGS, Check, checks, difference, poisoned
 from pallas_kernels.bench.run import Run
+from pallas_kernels.matmul import tma
 
+HAS_MOSAIC = tma.supports(*[jax.ShapeDtypeStruct((8, 32), jnp.int8)] * 2, out_dtype=jnp.int32) is None
 ONE_EACH = "^matmul (7x13x21 .* full by Dot4|1x24x64)|^quantize 3x5x7"
 
 
@@ -62,6 +64,25 @@ def test_list(capsys):
     assert len(set(names)) == len(names)
     for name in ("matmul 4096x4096x4096", "matmul 1x11008x4096", "conv 128x7x7x512 3x3/1 512"):
         assert name in names
+
+
+@pytest.mark.parametrize(
+    ("gpu", "of_the_chip"),
+    [
+        (("Tesla T4", 40), "Dot4Config ConvChannelConfig ConvDot4Config"),
+        (("NVIDIA A100-SXM4-80GB", 108), "Dot4Config MmaConfig ConvMmaConfig ConvChannelConfig ConvDot4Config"),
+        (("NVIDIA H100 80GB HBM3", 132), "MmaConfig WgmmaConfig ConvMmaConfig ConvChannelConfig ConvDot4Config"),
+        (("NVIDIA B200", 148), "MmaConfig Tcgen05Config ConvMmaConfig ConvChannelConfig ConvDot4Config"),
+    ],
+)
+def test_every_kernel_of_the_chip_is_checked(gpu, of_the_chip):
+    with compat.gpu_target(*gpu):
+        configs = [str(check.kernel.keywords.get("config")) for check in checks()]
+    mosaic = set() if HAS_MOSAIC else {"WgmmaConfig", "Tcgen05Config"}
+    found = {config.partition("(")[0] for config in configs}
+    assert found >= {*of_the_chip.split(), "None"} - mosaic
+    for config in TMA_CONFIGS if HAS_MOSAIC else ():
+        assert (str(config) in configs) == (type(config).__name__ in of_the_chip)
 
 
 def test_without_a_gpu_it_says_so(capsys):
