@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import batching, mlir
 
@@ -31,20 +32,26 @@ def on_cuda(kernel: Callable[..., Any], default: Callable[..., Any]) -> Callable
     def run(*operands: Any) -> Any:
         leaves, tree = jax.tree.flatten(operands)
 
-        def traced(function: Callable[..., Any]) -> tuple[Any, Any]:
+        def traced(function: Callable[..., Any], leaves: Sequence[Any]) -> tuple[Any, Any]:
             def flat(*leaves: Any) -> Any:
                 return function(*jax.tree.unflatten(tree, leaves))
 
             return jax.make_jaxpr(flat, return_shape=True)(*leaves)
 
+        theirs, other = traced(default, leaves)
         with _target():
-            ours, result = traced(kernel)
-        theirs, other = traced(default)
-        if result != other:
+            ours, result = traced(kernel, [_type(leaf) for leaf in leaves])
+        if jax.tree.map(_type, result) != jax.tree.map(_type, other):
             raise TypeError(f"the kernel gives {result}, its form for other platforms {other}")
         return jax.tree.unflatten(jax.tree.structure(other), _on_cuda_p.bind(*leaves, kernel=ours, default=theirs))
 
     return run
+
+
+def _type(x: Any) -> Any:
+    # Without the axes of a `shard_map` that it varies over: `pallas_call` has to be told its outputs', and parts of a
+    # Mosaic kernel take no operand that varies. A kernel is of one device: it need not know.
+    return jax.ShapeDtypeStruct(jnp.shape(x), jax.dtypes.result_type(x))
 
 
 @_on_cuda_p.def_abstract_eval
@@ -78,7 +85,9 @@ def _target() -> contextlib.AbstractContextManager[None]:
 
 def _lower(of: str) -> Any:
     def rule(context: Any, *operands: Any, **functions: Any) -> Any:
-        return mlir.lower_fun(core.jaxpr_as_fun(functions[of]))(context, *operands)
+        function = functions[of]
+        context = context.replace(avals_in=function.in_avals, avals_out=function.out_avals)
+        return mlir.lower_fun(core.jaxpr_as_fun(function))(context, *operands)
 
     return rule
 

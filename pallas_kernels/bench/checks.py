@@ -38,8 +38,8 @@ class Check:
 
 
 def checks(tiny: bool = False) -> tuple[Check, ...]:
-    """All checks; `tiny` ones for a machine without a GPU. Every kernel that takes a shape on the GPU in use is checked on
-    it, however slow it is there."""
+    """All checks; `tiny` ones for a machine without a GPU: every kernel that takes a product on the GPU in use, however
+    slow it is there, and every kernel among a convolution's candidates."""
     return (*_matmuls(tiny), *_convs(tiny), *_borders(tiny))
 
 
