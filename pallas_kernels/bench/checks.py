@@ -21,8 +21,8 @@ from pallas_kernels.matmul import Tcgen05Config, WgmmaConfig, kernels, matmul, m
 BOUNDS: dict[str, tuple[float, float]] = {
     "int8": (-127, 127),
     "uint8": (0, 255),
-    "float32": (-1e30, 1e30),
-    "bfloat16": (-1e30, 1e30),
+    "float32": (-math.inf, math.inf),
+    "bfloat16": (-math.inf, math.inf),
 }
 POISONS = (0x5A, 0xA5)  # no element is right by chance under both
 
@@ -133,14 +133,17 @@ def _epilogue(rng: np.random.Generator, form: Form, depth: int, shape: tuple[int
     if form.table:
         table = jnp.asarray(rng.integers(0, 127, 256).astype(np.float32)).astype(form.out)
     if form.residual is not None:
-        residual = jnp.asarray(rng.integers(0, 127, shape).astype(np.float32)).astype(form.residual)
+        drawn = rng.integers(0, 127, shape).astype(np.float32)
+        if jnp.issubdtype(form.residual, jnp.floating):  # as a mask has them: their products are not finite
+            drawn = np.where(rng.random(shape) < 0.1, rng.choice([np.finfo(np.float32).min, -np.inf], shape), drawn)
+        residual = jnp.asarray(drawn.astype(np.float32)).astype(form.residual)
     return Epilogue(
         multiplier=jnp.asarray((rng.uniform(0.2, 2, channels) / (60 * np.sqrt(depth + 1))).astype(np.float32)),
         bias=jnp.asarray(rng.normal(0, 30, channels).astype(np.float32)),
         lo=jnp.asarray(np.where(rng.random(channels) < 0.3, max(lo, 0), lo).astype(np.float32)),
         hi=jnp.full(channels, hi, jnp.float32),
         residual=residual,
-        residual_multiplier=None if residual is None else jnp.float32(0.37),
+        residual_multiplier=None if residual is None else jnp.float32(1.37),
         table=table,
     )
 

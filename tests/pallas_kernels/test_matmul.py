@@ -203,6 +203,31 @@ def test_nan_becomes_zero_in_integers_and_stays_in_floats():
             assert jnp.isnan(out[1, 2]) if jnp.issubdtype(out_dtype, jnp.floating) else out[1, 2] == 0
 
 
+@pytest.mark.parametrize("residual_dtype", [np.float32, jnp.bfloat16])
+def test_products_beyond_the_finite_floats(residual_dtype):
+    """A mask's. Split K, which ends outside of the kernel, does not differ."""
+    x, w, epilogue = draw(3, 4, 200, residual_dtype=residual_dtype, out_dtype=jnp.float32)
+    largest = np.finfo(np.float32).max
+    masked = np.array([-largest, -np.inf, np.inf, 0.5 * largest], np.float32).astype(residual_dtype)
+    bounds = np.full((2, 4), np.inf, np.float32) * np.array([[-1], [1]], np.float32)
+    factor = np.float32(1.37)
+    epilogue = dataclasses.replace(
+        epilogue,
+        lo=jnp.asarray(bounds[0]),
+        hi=jnp.asarray(bounds[1]),
+        residual=jnp.broadcast_to(masked, (3, 4)),
+        residual_multiplier=factor,
+    )
+    with np.errstate(over="ignore"):
+        residual = np.clip(masked.astype(np.float32) * factor, -largest, largest)
+    acc = (np.asarray(x, np.int64) @ np.asarray(w, np.int64).T).astype(np.float32)
+    expected = acc * np.asarray(epilogue.multiplier) + np.asarray(epilogue.bias) + residual
+    assert_same_bits(matmul_reference(x, w, epilogue, out_dtype=jnp.float32), expected)
+    for config in SMALL:
+        kernel = functools.partial(matmul, out_dtype=jnp.float32, config=config, interpret=True)
+        assert_same_bits(jax.jit(kernel)(x, w, epilogue), expected)
+
+
 @pytest.mark.parametrize("config", SMALL)
 @pytest.mark.parametrize("batched_weights", [False, True])
 def test_vmap(batched_weights, config):
