@@ -1,4 +1,7 @@
-"""What hangs on the jax version or on the machine: nothing else in the project knows either."""
+"""What hangs on the jax version or on the machine: nothing else in the project knows either.
+
+Importing this silences, in the whole process, jax's warning that Triton-Pallas is deprecated.
+"""
 
 import contextlib
 import re
@@ -68,6 +71,6 @@ def core_count() -> int:
 
 def _gpu() -> Any:
     try:
-        return jax.local_devices(backend="gpu")[0]
+        return jax.local_devices(backend="cuda")[0]  # "gpu" would be one of AMD's, too
     except RuntimeError:  # there is none
         return None

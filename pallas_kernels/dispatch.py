@@ -6,6 +6,7 @@ no Pallas kernel for GPUs lowers for a CPU. The primitive here lowers each of it
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from jax.extend import core
 from jax.interpreters import batching, mlir
 
 from pallas_kernels import compat
+
+# Triton-Pallas counts an array's elements in int32. Kernels refuse more themselves, but not what vmap stacks.
+_MOST_ELEMENTS = (1 << 31) - 1
 
 _on_cuda_p = core.Primitive("on_cuda")
 _on_cuda_p.multiple_results = True
@@ -45,7 +49,8 @@ def on_cuda(kernel: Callable[..., Any], default: Callable[..., Any]) -> Callable
             raise TypeError(f"the kernel gives {result}, its form for other platforms {other}")
         return jax.tree.unflatten(jax.tree.structure(other), _on_cuda_p.bind(*leaves, kernel=ours, default=theirs))
 
-    return run
+    # Of a call outside of any jit, too, the second is not compiled again.
+    return jax.jit(run, inline=True)
 
 
 def _type(x: Any) -> Any:
@@ -62,12 +67,17 @@ def _abstract_eval(*avals: Any, kernel: Any, default: Any) -> Any:
 
 @_on_cuda_p.def_impl
 def _impl(*operands: Any, **functions: Any) -> Any:
-    return jax.jit(functools.partial(_on_cuda_p.bind, **functions))(*operands)
+    # Reached where jit is disabled: `on_cuda` gives a function that is compiled.
+    with jax.disable_jit(False):
+        return jax.jit(functools.partial(_on_cuda_p.bind, **functions))(*operands)
 
 
 def _batch(operands: Sequence[Any], axes: Sequence[Any], *, kernel: Any, default: Any) -> tuple[Any, Any]:
-    batched = [jax.vmap(core.jaxpr_as_fun(jaxpr), tuple(axes)) for jaxpr in (kernel, default)]
-    results = on_cuda(*batched)(*operands)
+    by_kernel, by_default = (jax.vmap(core.jaxpr_as_fun(jaxpr), tuple(axes)) for jaxpr in (kernel, default))
+    arrays = (*operands, *jax.eval_shape(by_default, *operands))
+    if max(math.prod(jnp.shape(array)) for array in arrays) > _MOST_ELEMENTS:
+        by_kernel = by_default
+    results = on_cuda(by_kernel, by_default)(*operands)
     return results, [0] * len(results)
 
 
