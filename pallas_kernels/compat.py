@@ -22,6 +22,9 @@ _CAPABILITIES = {
     **dict.fromkeys(("B200", "GB200"), 100),
     **dict.fromkeys(("B300", "GB300"), 103),
 }
+# Bytes of shared memory that a block may have, by the first compute capability that has them.
+_SHARED = {90: 227 * 1024, 86: 99 * 1024, 80: 163 * 1024, 0: 48 * 1024}
+MOST_SHARED = max(_SHARED.values())
 
 
 def _ignore_triton_deprecation() -> None:
@@ -58,6 +61,19 @@ def compute_capability() -> int | None:
         words = re.findall(r"\w+", device.device_kind)
         return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), None)
     return None if gpu is None else int(gpu.compute_capability.replace(".", ""))
+
+
+def shared_bytes() -> int:
+    """Bytes of shared memory that a block may have on the GPU in use; on sm_80 where none is known."""
+    capability = compute_capability() or 80
+    return next(size for first, size in _SHARED.items() if capability >= first)
+
+
+def refuses_shared(config: object, size: int) -> str | None:
+    """Why no block of the GPU in use has the shared memory of the config, `size` bytes, or None."""
+    if compute_capability() is None or size <= shared_bytes():
+        return None
+    return f"{config} needs {size} bytes of shared memory, the GPU gives a block {shared_bytes()}"
 
 
 def core_count() -> int:

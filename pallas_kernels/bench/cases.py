@@ -154,14 +154,15 @@ def _matmul(group: str, *shape: int) -> Case:
     *batch, m, n, k = shape
     x, w = (jax.ShapeDtypeStruct((*batch, rows, k), jnp.int8) for rows in (m, n))
     types = (x, w, _epilogue_types(n))
+    reference = functools.partial(matmul_reference, out_dtype=jnp.int8)
     return Case(
         f"matmul {'x'.join(map(str, shape))}",
         group,
         types,
         functools.partial(matmul, out_dtype=jnp.int8),
-        functools.partial(matmul_reference, out_dtype=jnp.int8),
+        reference,
         {
-            "XLA int8": functools.partial(matmul_reference, out_dtype=jnp.int8),
+            "XLA int8": reference,
             "bf16": _float_matmul,
             "f32": _float_matmul,
         },

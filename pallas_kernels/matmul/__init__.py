@@ -125,6 +125,8 @@ def matmul(
         require(
             f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}"
         )
+    if not interpret and isinstance(config, MmaConfig):
+        require(compat.refuses_shared(config, config.shared_bytes))
     require(module.supports(x, w, epilogue, out_dtype=out_dtype))
     batches = math.prod(batch)
     x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)

@@ -122,7 +122,8 @@ def test_poison_shows_what_is_not_written():
 
 def test_inputs_rotate_past_the_cache():
     assert clock.copies(200 * 2**20) == 1
-    assert clock.copies(16 * 2**20) * 16 * 2**20 > 2 * clock.L2
+    assert clock.copies(16 * 2**20) * 16 * 2**20 > 2 * clock.l2("cpu")
+    assert clock.l2("NVIDIA B200") > 2 * clock.l2("NVIDIA H100 80GB HBM3")
     call = clock.Call(lambda x: x, [(0,), (1,)])
     assert [call(turn) for turn in range(3)] == [0, 1, 0]
 

@@ -300,9 +300,14 @@ def test_supports():
     assert "int32 accumulator" in supports(x, w, out_dtype=jnp.int8)
     huge = jax.ShapeDtypeStruct((1 << 17, 1 << 14), jnp.int8), jax.ShapeDtypeStruct((8, 1 << 14), jnp.int8)
     assert "less than 2**31" in supports(*huge, out_dtype=jnp.int32)
+    vectors = Epilogue(*[jax.ShapeDtypeStruct((32_000,), jnp.float32)] * 4)
+    split = [jax.ShapeDtypeStruct((32_000, 66_400), dtype) for dtype in (jnp.uint8, jnp.int8)]  # in three parts
+    assert "less than 2**31" in supports(*split, vectors, out_dtype=jnp.int8)
 
 
 def test_config_of_another_gpu_is_refused():
     x, w, epilogue = draw(3, 5, 8)
+    with gpu_target("NVIDIA A10G", 80), pytest.raises(UnsupportedShapeError, match="the GPU gives a block 101376"):
+        matmul(x, w, epilogue, out_dtype=jnp.int8, config=MmaConfig(128, 128, 128, 8, 4))
     with gpu_target("Tesla T4", 40), pytest.raises(UnsupportedShapeError, match="the GPU is sm_75"):
         matmul(x, w, epilogue, out_dtype=jnp.int8, config=MmaConfig(16, 16, 32))
