@@ -49,12 +49,16 @@ def choose(node: Node) -> Callable[..., Any]:
     them is faster for a shape is for a measurement to say, not for this table.)"""
     if node.op == "region":
         return _region(node)
-    default = either = xla.lower(node)
+    by_xla = xla.lower(node)
+
+    def default(*operands: Any) -> Any:
+        return by_xla(*plain(dict(enumerate(operands))).values())
+
+    either: Callable[..., Any] = default
     if node.op not in _BORDERS and pallas.supports(node) is None:
         either = pallas_kernels.on_cuda(pallas.lower(node), default)
 
     def run(*operands: Any) -> Any:
-        operands = tuple(plain(dict(enumerate(operands))).values())
         # XLA partitions its own ops, but no kernel of ours.
         return (default if _is_partitioned(operands) else either)(*operands)
 
@@ -65,20 +69,20 @@ def _region(node: Node) -> Callable[..., Any]:
     def by_node(graph: Graph) -> Callable[..., Any]:
         return lambda *operands: tuple(evaluate(graph, {}, operands, choose))
 
-    def default(*operands: Any) -> Any:
-        return by_node(node.attrs["body"])(*plain(dict(enumerate(operands))).values())
-
+    default = by_node(node.attrs["body"])
     if not cpu.is_bound(node):
         return default  # jax.export with a symbolic batch: a program's sizes are numbers
-    call = cpu.lower(node, by_node)
+    packed_call = cpu.lower(node, by_node)
+
+    def call(*operands: Any) -> Any:
+        # Weights in the form of another machine's kernels are packed in the call.
+        return packed_call(
+            *(x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands)
+        )
 
     def run(*operands: Any) -> Any:
         if _is_partitioned(operands):
             return default(*operands)
-        # Weights in the form of another machine's kernels are packed in the call.
-        operands = tuple(
-            x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands
-        )
         return lax.platform_dependent(*operands, cpu=call, default=default)
 
     return run

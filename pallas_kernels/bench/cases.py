@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pallas_kernels import shift
 from pallas_kernels.conv import Window, conv, conv_reference
 from pallas_kernels.conv import candidates as conv_candidates
 from pallas_kernels.epilogue import Epilogue
@@ -212,8 +213,7 @@ def _xla_conv(x: jax.Array, w: jax.Array, window: Window, dtype: Any) -> jax.Arr
 
 def _int8_conv(x: jax.Array, w: jax.Array, epilogue: Epilogue, *, window: Window) -> jax.Array:
     """cuDNN's, the only int8 convolution that XLA has for a GPU: its sums leave it as float32 (exact below 2**24)."""
-    signed = lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8) if x.dtype == jnp.uint8 else x
-    acc = _xla_conv(signed, w, window, jnp.int32).astype(jnp.float32)
+    acc = _xla_conv(shift.signed(x), w, window, jnp.int32).astype(jnp.float32)
     y = jnp.clip(acc * epilogue.multiplier + epilogue.bias, epilogue.lo, epilogue.hi)
     return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN).astype(jnp.int8)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from pallas_kernels import compat
+from pallas_kernels import compat, shift
 from pallas_kernels.conv import config as tactics
 from pallas_kernels.conv.by_channel import conv_by_channel
 from pallas_kernels.conv.by_dot4 import conv_by_dot4
@@ -42,6 +42,7 @@ def conv(
     *,
     window: Window,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: Config | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -56,6 +57,8 @@ def conv(
       epilogue: its operands, or None for the accumulator itself.
       window: strides, padding, dilations, groups.
       out_dtype: int8, uint8, float32 or bfloat16; int32 without an epilogue.
+      offset: int32 (O,), `shift.offset` of w over all axes but the first: read where x is uint8, and computed in every
+        call unless given.
       config: tactic, whose class is that of the kernel; None takes `default_config`.
       interpret: run on any machine, slowly.
 
@@ -64,6 +67,7 @@ def conv(
     """
     require(supports(x, w, epilogue, window=window, out_dtype=out_dtype))
     geometry = Geometry.of(x, w, window)
+    shift.check(offset, w, (geometry.features,))
     if 0 in (*x.shape, geometry.rows, geometry.features):  # no grid, or no loads: there is only an epilogue
         return conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
     config = config or default_config(x, w, epilogue, window=window, out_dtype=out_dtype)
@@ -71,14 +75,16 @@ def conv(
     if isinstance(config, ConvMmaConfig) and not interpret:
         require(compat.refuses_shared(config, config.shared_bytes))
     if isinstance(config, ConvMmaConfig):
-        return conv_by_mma(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
+        return conv_by_mma(
+            x, w, epilogue, geometry, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret
+        )
     if isinstance(config, ConvChannelConfig):
         return conv_by_channel(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
     if isinstance(config, ConvDot4Config):
         return conv_by_dot4(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
-    return matmul(*_product(x, w, epilogue, geometry), out_dtype=out_dtype, config=config, interpret=interpret).reshape(
-        geometry.out_shape
-    )
+    operands = _product(x, w, epilogue, geometry)
+    y = matmul(*operands, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret)
+    return y.reshape(geometry.out_shape)
 
 
 def default_config(

@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
+from pallas_kernels.conv import tiled
 from pallas_kernels.conv.config import ConvDot4Config
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
+from pallas_kernels.tiles import Edge
 
 _UNROLLED = 8  # quadruples of taps
 
@@ -40,63 +41,38 @@ def conv_by_dot4(
     x, gather = prepare(x, geometry)
     signed, words = x.dtype == jnp.int8, gather.pixel // 4
     x, gather = pack4(x), dataclasses.replace(gather, pixel=words)
-    rows, columns = geometry.rows, geometry.features
-    if epilogue is not None and epilogue.residual is not None:
-        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(rows, columns))
     # (C, taps) to (taps / 4, 4, C / 4) words of four taps: channel 4 * i + j at [:, j, i].
-    w = jnp.transpose(pack4(w.reshape(columns, geometry.taps)).reshape(words, 4, -1), (2, 1, 0))
-    column_tiles = pl.cdiv(columns, config.block_n)
-
-    def place(program: Any) -> tuple[Any, Any]:
-        # The channels of the same pixels next to one another, as in memory. (One axis: the others end at 65,535.)
-        return lax.div(program, column_tiles), lax.rem(program, column_tiles)
-
-    tile = pl.BlockSpec((config.block_m, config.block_n), place)
-    channels = pl.BlockSpec((config.block_n,), lambda program: place(program)[1:])
-    weights = pl.BlockSpec((*w.shape[:2], config.block_n // 4), lambda program: (0, 0, place(program)[1]))
-    out = pl.pallas_call(
-        functools.partial(
-            _kernel,
-            place=place,
-            gather=gather,
-            rows=rows,
-            columns=columns,
-            signed=signed,
-            config=config,
-            interpret=interpret,
-        ),
-        grid=(pl.cdiv(rows, config.block_m) * column_tiles,),
-        in_specs=(pl.BlockSpec(), weights, tiles.epilogue_specs(epilogue, tile, channels)),
-        out_specs=tile,
-        out_shape=jax.ShapeDtypeStruct((rows, columns), out_dtype, manual_axis_type=jax.typeof(x).manual_axis_type),
-        compiler_params=pltriton.CompilerParams(num_warps=config.num_warps),
+    w = jnp.transpose(pack4(w.reshape(geometry.features, geometry.taps)).reshape(words, 4, -1), (2, 1, 0))
+    return tiled.call(
+        functools.partial(_accumulate, gather=gather, signed=signed, config=config, interpret=interpret),
+        x,
+        w,
+        config.block_n // 4,
+        epilogue,
+        geometry,
+        out_dtype=out_dtype,
+        config=config,
         interpret=interpret,
         name="conv_dot4",
-    )(x.reshape(-1), w, epilogue)
-    return out.reshape(geometry.out_shape)
+    )
 
 
-def _kernel(
+def _accumulate(
     x_ref: Any,
     w_ref: Any,
-    epilogue: Epilogue | None,
-    out_ref: Any,
+    row: Edge,
+    column: Edge,
     *,
-    place: Any,
     gather: Gather,
-    rows: int,
-    columns: int,
     signed: bool,
     config: ConvDot4Config,
     interpret: bool,
-) -> None:
-    row_tile, column_tile = place(pl.program_id(0))
-    row, column = (row_tile * config.block_m, rows), (column_tile * config.block_n, columns)
+) -> jax.Array:
     block_words = config.block_n // 4
     shape = (config.block_m, block_words)
     pixels = gather.rows(row, config.block_m)
-    first_word = column_tile * block_words
-    in_words = tiles.mask((block_words,), (first_word, columns // 4))
+    first_word = lax.div(column[0], config.block_n) * block_words
+    in_words = tiles.mask((block_words,), (first_word, column[1] // 4))
     word = first_word + lax.iota(jnp.int32, block_words)
 
     def accumulate(four: Any, accs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -118,8 +94,7 @@ def _kernel(
         for four in np.arange(w_ref.shape[0], dtype=np.int32):  # what interpret mode takes as an index
             accs = accumulate(four, accs)
     halves = lax.stack((accs[0], accs[2]), axis=2), lax.stack((accs[1], accs[3]), axis=2)
-    acc = lax.stack(halves, axis=3).reshape(config.block_m, config.block_n)
-    tiles.store(acc, epilogue, out_ref, row, column, interpret=interpret)
+    return lax.stack(halves, axis=3).reshape(config.block_m, config.block_n)
 
 
 def _transpose4(

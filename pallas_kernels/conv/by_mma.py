@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import tiles
+from pallas_kernels import shift, tiles
 from pallas_kernels.conv.config import ConvMmaConfig
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare, written_out
 from pallas_kernels.conv.window import Geometry
@@ -34,14 +34,17 @@ def conv_by_mma(
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: ConvMmaConfig,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel."""
     groups = geometry.window.groups
     rows, columns = geometry.rows, geometry.features // groups
-    # uint8 less 128 is int8, the zeros outside of x, too. What that takes from the sums, a number for each channel:
-    taken = None if x.dtype == jnp.int8 else 128 * jnp.sum(w, axis=tuple(range(1, w.ndim)), dtype=jnp.int32)
+    if x.dtype == jnp.int8:
+        offset = None
+    elif offset is None:  # the zeros outside of x are shifted, too: the sum is over all taps
+        offset = shift.offset(w, range(1, w.ndim))
     if groups == 1 and geometry.depth % min(_COPIES):  # else no copy would be asynchronous
         x, w = (_pad_last(v, -geometry.depth % min(_COPIES)) for v in (x, w))
         geometry = Geometry.of(x, w, geometry.window)
@@ -82,7 +85,7 @@ def conv_by_mma(
         in_specs=(
             pl.BlockSpec(),
             weights,
-            None if taken is None else channels,
+            None if offset is None else channels,
             tiles.epilogue_specs(epilogue, tile, channels),
         ),
         out_specs=tile,
@@ -93,7 +96,7 @@ def conv_by_mma(
     )(
         x.reshape(-1),
         w.reshape(groups, columns, -1),
-        None if taken is None else taken.reshape(groups, columns),
+        None if offset is None else offset.reshape(groups, columns),
         epilogue,
     )
     return out.reshape(geometry.out_shape)
@@ -120,7 +123,7 @@ def _pad_last(v: jax.Array, more: int) -> jax.Array:
 def _kernel(
     x_ref: Any,
     w_ref: Any,
-    taken_ref: Any,
+    offset_ref: Any,
     epilogue: Epilogue | None,
     out_ref: Any,
     *,
@@ -144,14 +147,12 @@ def _kernel(
         in_tap = (start, depth)
         bytes_of_group = start + group * depth + lax.iota(jnp.int32, block_k)
         mask = block_mask(inside, tiles.mask((block_k,), in_tap), (block_m, block_k))
-        x = tiles.load(x_ref.at[block_of(address, bytes_of_group)], mask)
-        if x.dtype != jnp.int8:
-            x = lax.bitcast_convert_type(x ^ jnp.full(x.shape, 128, x.dtype), jnp.int8)
+        x = shift.signed(tiles.load(x_ref.at[block_of(address, bytes_of_group)], mask))
         w_columns = pl.ds(tap * depth + start, block_k)
         w = tiles.load(w_ref.at[:, w_columns], tiles.mask((block_n, block_k), column, in_tap))
         return acc + lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
 
     acc = lax.fori_loop(0, gather.taps * chunks, accumulate, jnp.zeros((block_m, block_n), jnp.int32))
-    if taken_ref is not None:
-        acc = acc + across(tiles.load(taken_ref, tiles.mask((block_n,), column)), acc.shape)
+    if offset_ref is not None:
+        acc = acc + across(tiles.load(offset_ref, tiles.mask((block_n,), column)), acc.shape)
     tiles.store(acc, epilogue, out_ref, row, column, interpret=interpret)

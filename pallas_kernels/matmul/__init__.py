@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat
+from pallas_kernels import compat, shift
 from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import by_dot4, by_mma, by_tcgen05, by_wgmma
 from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
@@ -39,7 +39,7 @@ Config = Dot4Config | MmaConfig | WgmmaConfig | Tcgen05Config
 # {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
 _KERNELS: dict[type, tuple[ModuleType, range]] = {
     Dot4Config: (by_dot4, range(61, 1000)),
-    MmaConfig: (by_mma, range(80, 104)),
+    MmaConfig: (by_mma, range(80, 101)),  # sm_103 has no tensor cores for int8
     WgmmaConfig: (by_wgmma, range(90, 91)),
     Tcgen05Config: (by_tcgen05, range(100, 101)),
 }
@@ -95,6 +95,7 @@ def matmul(
     epilogue: Epilogue | None = None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: Config | None = None,
     interpret: bool = False,
 ) -> jax.Array:
@@ -108,6 +109,8 @@ def matmul(
       w: int8, in [-127, 127], or uint8 (..., N, K), the same leading axes.
       epilogue: its operands, or None for the accumulator itself.
       out_dtype: int8, uint8, float32 or bfloat16; int32 without an epilogue.
+      offset: int32 (..., N), `shift.offset(w, -1)` of an int8 w: read where x is uint8, and computed in every call
+        unless given.
       config: tactic, whose type chooses the kernel; None takes `default_config`.
       interpret: run on any machine, slowly.
 
@@ -116,6 +119,7 @@ def matmul(
     """
     require(supports(x, w, epilogue, out_dtype=out_dtype))
     (*batch, m, k), n = x.shape, w.shape[-2]
+    shift.check(offset, w, (*batch, n))
     if 0 in (*x.shape, n):  # no grid, or no loads: there is only an epilogue
         return matmul_reference(x, w, epilogue, out_dtype=out_dtype)
     config = config or default_config(x, w, epilogue, out_dtype=out_dtype)
@@ -132,7 +136,9 @@ def matmul(
     x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)
     if epilogue is not None and epilogue.residual is not None:
         epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(batches, m, n))
-    out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, config=config, interpret=interpret)
+    if offset is not None:
+        offset = offset.reshape(batches, n)
+    out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret)
     return out.reshape(*batch, m, n)
 
 

@@ -40,10 +40,12 @@ def run(
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: Dot4Config,
     interpret: bool = False,
 ) -> jax.Array:
     """`matmul` of non-empty x (batches, M, K) and w (batches, N, K)."""
+    del offset  # dp4a takes uint8 as it is
     batches, m, k = x.shape
     plan = Schedule(
         batches,

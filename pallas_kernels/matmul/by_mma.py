@@ -18,7 +18,8 @@ so the accumulator begins with 128 times the other operand's sum. It is exact: o
 the terms that are done and 128 * w, 128 * x or 128 * (w' + x) of those to come, none of them larger than the largest
 x * w, so that it fits where the whole sum does. (It must: mma.sync saturates.)
 
-The sums are XLA's, a pass over the other operand; with few rows, where it would count, dp4a takes bytes as they are.
+The sums are given, or XLA's, a pass over the other operand; with few rows, where it would count, dp4a takes bytes as
+they are.
 """
 
 import functools
@@ -31,7 +32,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import tiles
+from pallas_kernels import shift, tiles
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.matmul import reference, schedule
 from pallas_kernels.matmul.config import MmaConfig, mma_candidates
@@ -39,7 +40,6 @@ from pallas_kernels.matmul.schedule import Schedule
 from pallas_kernels.tiles import Edge
 
 _COPY = 16  # bytes of the widest asynchronous copy
-_SHIFT = 128
 
 
 def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
@@ -51,10 +51,10 @@ def candidates(
     x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
 ) -> tuple[MmaConfig, ...]:
     """Tactics worth timing on the GPU in use: distinct, all valid, the default first."""
-    residual = None if epilogue is None else epilogue.residual
-    residual_bytes = 0 if residual is None else jnp.dtype(residual.dtype).itemsize
+    has_residual = epilogue is not None and epilogue.residual is not None
+    is_shifted = jnp.uint8 in (x.dtype, w.dtype)
     *batch, m, k = x.shape
-    return mma_candidates(math.prod(batch), m, w.shape[-2], k, residual_bytes=residual_bytes)
+    return mma_candidates(math.prod(batch), m, w.shape[-2], k, has_residual=has_residual, is_shifted=is_shifted)
 
 
 def run(
@@ -63,6 +63,7 @@ def run(
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: MmaConfig,
     interpret: bool = False,
 ) -> jax.Array:
@@ -75,15 +76,15 @@ def run(
         batches, m, w.shape[1], k, config.block_m, config.block_n, config.block_k, part=part, group=config.group
     )
     # Of (rows, columns): what the shift has taken from their sums, for each part of K.
-    taken = (
-        _sums(x, part) if w.dtype == jnp.uint8 else None,
-        _sums(_signed(w), part) if x.dtype == jnp.uint8 else None,
-    )
+    of_columns = None
+    if x.dtype == jnp.uint8:
+        of_columns = _offsets(shift.signed(w), part) if offset is None or plan.parts > 1 else offset[:, None]
+    of_rows = _offsets(x, part) if w.dtype == jnp.uint8 else None
     return schedule.call(
         functools.partial(_accumulate, plan=plan),
         x,
         w,
-        taken,
+        (of_rows, of_columns),
         epilogue,
         plan,
         as_float=as_float,
@@ -99,21 +100,15 @@ def _pad(v: jax.Array) -> jax.Array:
     return lax.pad(v, jnp.zeros((), v.dtype), [(0, 0, 0), (0, 0, 0), (0, missing, 0)]) if missing else v
 
 
-def _signed(v: jax.Array) -> jax.Array:
-    # The highest bit flipped is 128 less, modulo 256.
-    return v if v.dtype == jnp.int8 else lax.bitcast_convert_type(v ^ jnp.full_like(v, _SHIFT), jnp.int8)
-
-
-def _sums(v: jax.Array, part: int) -> jax.Array:
-    """128 * sum of (batches, rows, K) over each part of K: (batches, parts, rows)."""
-    starts = range(0, v.shape[-1], part)
-    return _SHIFT * jnp.stack([jnp.sum(v[..., k : k + part], axis=-1, dtype=jnp.int32) for k in starts], axis=1)
+def _offsets(v: jax.Array, part: int) -> jax.Array:
+    """`shift.offset` of (batches, rows, K) over each part of K: (batches, parts, rows)."""
+    return jnp.stack([shift.offset(v[..., k : k + part], -1) for k in range(0, v.shape[-1], part)], axis=1)
 
 
 def _accumulate(
     x_ref: Any,
     w_ref: Any,
-    taken: tuple[Any, Any],
+    offsets: tuple[Any, Any],
     row: Edge,
     column: Edge,
     steps: tuple[Any, Any],
@@ -126,8 +121,8 @@ def _accumulate(
         start = i * plan.block_k
         inside = tiles.mask((block, plan.block_k), edge, (start, plan.k))
         # What lies outside is 0 after the shift.
-        outside = _SHIFT if ref.dtype == jnp.uint8 else 0
-        return _signed(tiles.load(ref.at[:, pl.ds(start, plan.block_k)], inside, outside))
+        outside = shift.SHIFT if ref.dtype == jnp.uint8 else 0
+        return shift.signed(tiles.load(ref.at[:, pl.ds(start, plan.block_k)], inside, outside))
 
     def step(i: jax.Array, acc: jax.Array) -> jax.Array:
         x, w = load(x_ref, i, row, plan.block_m), load(w_ref, i, column, plan.block_n)
@@ -135,8 +130,8 @@ def _accumulate(
         return acc + lax.dot_general(x, w, along_k, preferred_element_type=jnp.int32)
 
     acc = jnp.zeros(shape, jnp.int32)
-    for axis, (ref, edge) in enumerate(zip(taken, (row, column), strict=True)):
+    for axis, (ref, edge) in enumerate(zip(offsets, (row, column), strict=True)):
         if ref is not None:
-            sums = tiles.load(ref, tiles.mask(shape[axis : axis + 1], edge))
-            acc = acc + lax.broadcast_in_dim(sums, shape, (axis,))
+            offset = tiles.load(ref, tiles.mask(shape[axis : axis + 1], edge))
+            acc = acc + lax.broadcast_in_dim(offset, shape, (axis,))
     return lax.fori_loop(*steps, step, acc)

@@ -95,6 +95,7 @@ def run(
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: Tcgen05Config,
     interpret: bool = False,
 ) -> jax.Array:
@@ -117,6 +118,7 @@ def run(
         w,
         epilogue,
         out_dtype=out_dtype,
+        offset=offset,
         config=config,
         interpret=interpret,
         name="matmul_tcgen05",

@@ -32,6 +32,7 @@ def run(
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: WgmmaConfig,
     interpret: bool = False,
 ) -> jax.Array:
@@ -52,6 +53,7 @@ def run(
         w,
         epilogue,
         out_dtype=out_dtype,
+        offset=offset,
         config=config,
         interpret=interpret,
         name="matmul_wgmma",

@@ -9,6 +9,7 @@ from pallas_kernels import compat
 from pallas_kernels.matmul.reference import PART
 
 _WARP = 32
+_COPY = 16  # bytes of an asynchronous copy
 _MOST_ACCUMULATORS = 128  # a thread: dp4a spills here already (16 bytes, sm_90), the tensor cores do not
 _GOOD_ACCUMULATORS = 32  # with what is loaded, up to 96 registers: no spills, and several programs fit
 _MOST_SPLITS = 64
@@ -185,13 +186,16 @@ _LEAST_STAGES, _MOST_STAGES = 3, 6  # one is multiplied, others are in flight; s
 _MMA_CANDIDATES = 10
 
 
-def mma_candidates(batches: int, m: int, n: int, k: int, *, residual_bytes: int = 0) -> tuple[MmaConfig, ...]:
+def mma_candidates(
+    batches: int, m: int, n: int, k: int, *, has_residual: bool = False, is_shifted: bool = False
+) -> tuple[MmaConfig, ...]:
     """Tactics worth timing for x (batches, m, k) and w (batches, n, k), sizes from 0, on the GPU in use.
 
     They are distinct and fit into its shared memory, and the one with the least estimated time is first.
 
     Args:
-      residual_bytes: of an element of the residual that the epilogue reads, 0 without one.
+      has_residual: the epilogue reads one.
+      is_shifted: an operand is uint8, which the kernel makes int8.
     """
     limit, cores = compat.shared_bytes(), compat.core_count()
     found = []
@@ -203,11 +207,11 @@ def mma_candidates(batches: int, m: int, n: int, k: int, *, residual_bytes: int 
         group = max(1, math.isqrt(cores * block_m * block_n) // block_m)
         most = pl.cdiv(k, 2 * block_k)
         for fitting, splits in ((f, s) for f in (1, 2, 4) for s in (1, 2, 4, 8, 16) if s == 1 or s <= most):
-            if not _fits_registers(block_m, block_n, num_warps, residual_bytes):
-                continue
             stages = min(_MOST_STAGES, limit // fitting // ((block_m + block_n) * block_k))
             if stages >= _LEAST_STAGES:
-                found.append(MmaConfig(block_m, block_n, block_k, num_warps, stages, group, splits))
+                config = MmaConfig(block_m, block_n, block_k, num_warps, stages, group, splits)
+                if _fits_registers(config, has_residual, is_shifted):
+                    found.append(config)
     found.sort(key=lambda config: _mma_cycles(config, batches, m, n, k, limit, cores))
     # Of each tile the two best: neighbours in stages and splits differ little.
     kept, seen = [], dict[tuple[int, ...], int]()
@@ -219,16 +223,24 @@ def mma_candidates(batches: int, m: int, n: int, k: int, *, residual_bytes: int 
     return tuple(kept[:_MMA_CANDIDATES])
 
 
-def _fits_registers(block_m: int, block_n: int, num_warps: int, residual_bytes: int) -> bool:
-    # Behind 128 accumulators a thread has no registers for a residual: it spills 184 to 1,200 bytes on sm_90, but 32
-    # and 48 for bfloat16 and int8 in tiles of 128 x 256. These stay: smaller ones are bound by the L2.
-    # sm_100 keeps the sums in its tensor memory and reads them all at once at the end: 128 of them spill 2,256 bytes,
-    # 64 of them 104 in tiles of 64 rows.
-    accumulators = block_m * block_n // (_WARP * num_warps)
-    few = accumulators <= _MOST_ACCUMULATORS // 2
-    if (compat.compute_capability() or 0) >= 100:
-        return few and (block_m != 64 or accumulators <= _MOST_ACCUMULATORS // 4)
-    return few or residual_bytes == 0 or (residual_bytes <= 2 and (block_m, block_n) == (128, 256))
+def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> bool:
+    """Whether the kernel compiles without spills.
+
+    Up to 64 accumulators a thread it does; 128 leave no registers for a residual (48 to 1,200 bytes spill on sm_90).
+    Before sm_90 the tensor cores read both operands from registers: beside 128 accumulators a thread may copy 6 times
+    16 bytes in a step (with 8, 16 bytes spill). On sm_90 they read them from shared memory, but not x - 128, which is
+    computed in registers (488 bytes). sm_100 keeps the sums in its tensor memory and reads them all at once at the end:
+    128 of them spill 2,256 bytes, 64 of them 104 in tiles of 64 rows.
+    """
+    capability = compat.compute_capability() or 80
+    accumulators = config.accumulators
+    if capability >= 100:
+        return accumulators <= (32 if config.block_m == 64 else 64)
+    if accumulators <= 64 or has_residual:
+        return accumulators <= 64
+    if capability >= 90:
+        return not is_shifted
+    return (config.block_m + config.block_n) * config.block_k <= 6 * _COPY * _WARP * config.num_warps
 
 
 def _mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, limit: int, cores: int) -> float:

@@ -20,7 +20,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat, mosaic
+from pallas_kernels import compat, mosaic, shift
 from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import reference
 
@@ -133,6 +133,7 @@ def launch(
     epilogue: Epilogue | None,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None,
     config: Tiles,
     interpret: bool,
     name: str,
@@ -157,10 +158,11 @@ def launch(
             residual=epilogue.residual.reshape(-1, m, n),
             residual_multiplier=epilogue.residual_multiplier.reshape(1),
         )
-    offset = None
     if x.dtype == jnp.uint8:
-        x = lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
-        offset = jnp.sum(128 * w.astype(jnp.int32), axis=-1)  # one kernel: the product fuses into the sum
+        x = shift.signed(x)
+        offset = shift.offset(w, -1) if offset is None else offset.reshape(-1, n)
+    else:
+        offset = None
     grid = (x.shape[0], pl.cdiv(m, config.tile_m * config.cluster), pl.cdiv(n, config.tile_n))
     out = plgpu.kernel(
         functools.partial(kernel, config=config, grid=grid, interpret=interpret),

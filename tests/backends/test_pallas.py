@@ -166,19 +166,49 @@ def small():
     return jaxq.quantize(function, params, [x]), x
 
 
-def test_weights_are_transposed_once(compiled, small, tmp_path):
+def test_weights_are_prepared_once(compiled, small, tmp_path):
     """On a machine with a GPU the parameters hold them so; all else sees the weights of the graph."""
     qmodel, x = small
     packed = pallas.pack(qmodel.plan.gathered, qmodel.plan.graph.params)
-    [(name, weight)] = [(name, value) for name, value in packed.items() if isinstance(value, PackedWeight)]
-    assert weight.data.shape == (8, 3, 3, 3) and weight.shape == (3, 3, 3, 8)
-    np.testing.assert_array_equal(weight, qmodel.plan.graph.params[name])
+    weights = {name: value for name, value in packed.items() if isinstance(value, PackedWeight)}
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weight, qmodel.plan.graph.params[name])
+        np.testing.assert_array_equal(weight.unpack(), qmodel.plan.graph.params[name])
+    conv, dot = sorted(weights.values(), key=lambda weight: -weight.data[0].ndim)
+    # Depth in whole copies, of 4 and of 16 bytes; an offset where the input is uint8.
+    assert (conv.data[0].shape, conv.data[1], conv.shape) == ((8, 3, 3, 4), None, (3, 3, 3, 8))
+    assert (dot.data[0].shape, dot.shape) == ((5, 16), (5, 8))
+    np.testing.assert_array_equal(dot.data[1], 128 * np.asarray(dot, np.int32).sum(1))
     packed_model = jaxq.api.QuantizedModel(packed, qmodel.plan)
     np.testing.assert_array_equal(packed_model(x), qmodel(x))
     np.testing.assert_array_equal(network(qmodel)(packed, x), qmodel(x))
     assert KERNEL in cuda(network(qmodel), packed, x)
     packed_model.save(tmp_path / "net.jaxq")
     np.testing.assert_array_equal(jaxq.load(tmp_path / "net.jaxq")(x), qmodel(x))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(
+    ("op", "shape", "out"),
+    [("dot", (13, 21), (2, 4, 4, 13)), ("conv", (1, 1, 21, 13), (2, 4, 4, 13)), ("conv", (3, 3, 1, 21), (2, 2, 2, 21))],
+)
+def test_prepared_weights_give_the_same_bits(op, shape, out, dtype):
+    rng = np.random.default_rng(2)
+    x = rng.integers(*((-127, 128) if dtype == "int8" else (0, 256)), (2, 4, 4, 21)).astype(dtype)
+    weight = rng.integers(-127, 128, shape).astype(np.int8)
+    ones, groups = (1, 1), 21 if shape[-2] == 1 else 1
+    conv = {"strides": ones, "padding": ((0, 0),) * 2, "lhs_dilation": ones, "rhs_dilation": ones, "groups": groups}
+    node, operands = int8_node(op, DENSE | (conv if op == "conv" else {}), x, weight, out, "int8", False, rng)
+    index = node.roles.index("weight")
+    param = constant(weight).replace(name="w")
+    graph = Graph((), (node.with_operands(dict(zip(node.roles, node.inputs, strict=True)) | {"weight": param}),))
+    prepared = pallas.pack(graph, {"w": weight})["w"]
+    np.testing.assert_array_equal(prepared, weight)
+    given = [*operands[:index], prepared, *operands[index + 1 :]]
+    expected = reference(node)(*operands)
+    tensor_cores = next(config for config in pallas.candidates(node) if "Mma" in str(config) or groups > 1)
+    np.testing.assert_array_equal(jax.jit(pallas.lower(node, tensor_cores))(*given), expected)
+    np.testing.assert_array_equal(jax.jit(choose(node))(*given), expected)
 
 
 def test_weights_that_others_read_stay(compiled):

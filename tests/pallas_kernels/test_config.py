@@ -72,7 +72,7 @@ def test_large_products_take_large_tiles_and_few_tiles_split_k():
         (H100, (4096, 4096, 4095), MmaConfig),  # the TMA does not take it
         (H100, (64, 256, 16384), MmaConfig),  # few tiles: split K
         (B200, (4096, 4096, 4096), Tcgen05Config),
-        (B200, (64, 256, 16384), Tcgen05Config),
+        (B200, (64, 256, 16384), MmaConfig),
         (B300, (4096, 4096, 4096), Dot4Config),
     ],
 )

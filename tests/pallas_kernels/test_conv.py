@@ -88,8 +88,9 @@ def assert_same_bits(actual, expected):
     np.testing.assert_array_equal(*(a.view(f"u{a.itemsize}") for a in (actual, expected)))
 
 
-def check(x, w, epilogue, window, out_dtype, config):
-    run = functools.partial(conv, window=window, out_dtype=out_dtype, config=config, interpret=True)
+def check(x, w, epilogue, window, out_dtype, config, with_offset=False):
+    offset = 128 * np.asarray(w).sum(tuple(range(1, w.ndim)), dtype=np.int32) if with_offset else None
+    run = functools.partial(conv, window=window, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
     expected = jax.jit(functools.partial(conv_reference, window=window, out_dtype=out_dtype))(x, w, epilogue)
     assert_same_bits(jax.jit(run)(x, w, epilogue), expected)
 
@@ -144,7 +145,7 @@ def equals_reference(geometry, x_dtype, out_dtype, residual, table, data):
         with pytest.raises(UnsupportedShapeError, match="taps merge only|dp4a takes"):
             conv(x, w, epilogue, window=window, out_dtype=out_dtype, config=config)
         return
-    check(x, w, epilogue, window, out_dtype, config)
+    check(x, w, epilogue, window, out_dtype, config, with_offset=data.draw(st.booleans()))
 
 
 def goes_with(config, w_shape, window):

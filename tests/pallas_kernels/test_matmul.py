@@ -18,6 +18,7 @@ from pallas_kernels import (
     candidates,
     matmul,
     matmul_reference,
+    shift,
     supports,
 )
 from pallas_kernels.compat import gpu_target
@@ -100,19 +101,22 @@ def kernel_equals_reference(data, largest):
     )
     epilogue = None if out_dtype == jnp.int32 else epilogue
     if data.draw(st.booleans()):  # the largest sums
-        x, w = jnp.full_like(x, jnp.iinfo(x.dtype).max), jnp.full_like(w, 255 if w.dtype == jnp.uint8 else -127)
+        x = np.full(x.shape, RANGES[x.dtype.name][1], x.dtype)
+        w = np.full(w.shape, 255 if w.dtype == np.uint8 else -127, w.dtype)
+    is_given = w.dtype == np.int8 and data.draw(st.booleans())
+    offset = 128 * np.asarray(w).sum(-1, dtype=np.int32) if is_given else None
     configs = (*SMALL, *candidates(x, w, epilogue, out_dtype=out_dtype))
     config = data.draw(st.sampled_from(configs))
 
     @jax.jit
-    def both(x, w, epilogue):
-        kernel = matmul(x, w, epilogue, out_dtype=out_dtype, config=config, interpret=True)
+    def both(x, w, epilogue, offset):
+        kernel = matmul(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
         return kernel, matmul_reference(x, w, epilogue, out_dtype=out_dtype)
 
-    assert_same_bits(*both(x, w, epilogue))
+    assert_same_bits(*both(x, w, epilogue, offset))
 
 
-@settings(max_examples=24, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_kernel_equals_reference(data):
     kernel_equals_reference(data, (20, 40, 300))
@@ -264,6 +268,15 @@ def test_platform_dependent_takes_the_reference_on_a_cpu():
         )
 
     assert_same_bits(dispatch(*args), matmul_reference(*args, out_dtype=jnp.int8))
+
+
+def test_a_given_offset_is_not_computed_again():
+    x, w, epilogue = draw(16, 16, 64, x_dtype=np.uint8)
+    run = functools.partial(matmul, out_dtype=jnp.int8, config=MmaConfig(16, 16, 32), interpret=True)
+    assert "reduce_sum" in str(jax.make_jaxpr(run)(x, w, epilogue))
+    assert "reduce_sum" not in str(jax.make_jaxpr(run)(x, w, epilogue, offset=shift.offset(w, -1)))
+    with pytest.raises(UnsupportedShapeError, match=r"offset must be int32 \(16,\)"):
+        run(x, w, epilogue, offset=jnp.zeros(16))
 
 
 @pytest.mark.parametrize(

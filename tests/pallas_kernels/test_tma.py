@@ -54,9 +54,10 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
     return x, w, Epilogue(*[jnp.asarray(v, jnp.float32) for v in vectors], residual, factor)
 
 
-def check(args, config, out_dtype, cores):
+def check(args, config, out_dtype, cores, with_offset=False):
     """The interpreted kernel, on a GPU of so many multiprocessors, equals the reference in every bit, without races."""
-    kernel = functools.partial(matmul, out_dtype=out_dtype, config=config, interpret=True)
+    offset = 128 * np.asarray(args[1]).sum(-1, dtype=np.int32) if with_offset else None
+    kernel = functools.partial(matmul, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores), contextlib.redirect_stdout(io.StringIO()) as said:
         actual = np.asarray(jax.jit(kernel)(*args))
     assert "RACE" not in said.getvalue(), said.getvalue()
@@ -91,12 +92,20 @@ def test_kernel_equals_reference(shape, config, cores, kwargs):
     args = operands(*shape, **kwargs)
     out_dtype = kwargs.get("out_dtype", "int8")
     assert supports(*args, out_dtype=out_dtype) is None
-    check(args, config, out_dtype, cores)
+    check(args, config, out_dtype, cores, with_offset="batch" in kwargs)
+
+
+# Interpreted, what is compiled for one size serves the others that share it.
+FEW_SIZES = (
+    st.sampled_from([1, 5, 8, 40, 72, 136, 160]),
+    st.sampled_from([16, 32, 96, 160, 192]),
+    st.sampled_from([16, 48, 112, 128, 160, 192, 288]),
+)
 
 
 @st.composite
-def problems(draw, most=20):
-    """(shape, keywords of `operands`) that the kernel takes."""
+def problems(draw, most=None):
+    """(shape, keywords of `operands`) that the kernel takes: of few sizes, or of any up to 8 * most."""
     kwargs = {
         "batch": draw(st.sampled_from([(), (2,), (1, 2)])),
         "x_dtype": draw(st.sampled_from(["int8", "uint8"])),
@@ -104,6 +113,8 @@ def problems(draw, most=20):
     }
     if kwargs["out_dtype"] != "int32":
         kwargs["residual_dtype"] = draw(st.sampled_from([None, *RANGES]))
+    if most is None:
+        return tuple(map(draw, FEW_SIZES)), kwargs
     m = draw(st.integers(1, 8) | st.integers(1, most).map(lambda i: 8 * i))
     n = draw(st.just(16) | st.integers(1, most // 3).map(lambda i: 32 * i))
     k = draw(st.integers(1, 8).map(lambda i: 16 * i) | st.integers(1, 9).map(lambda i: 32 * i))
@@ -121,7 +132,7 @@ def test_kernel_equals_reference_on_drawn_shapes(kernel, problem, saturate, core
     out_dtype = kwargs["out_dtype"]
     assert supports(*args, out_dtype=out_dtype) is None
     config = data.draw(st.sampled_from(kernel.candidates(*args, out_dtype=out_dtype)))
-    check(args, config, out_dtype, max(cores, config.cluster))
+    check(args, config, out_dtype, max(cores, config.cluster), with_offset=data.draw(st.booleans()))
 
 
 @needs_kernel

@@ -26,7 +26,7 @@ class PackedWeight:
     """An int8 weight, packed. It stands for the array that `unpack` gives, whose shape and dtype it has.
 
     Attributes:
-      data: int8.
+      data: int8, or what another backend's form says, a pytree.
       form: how `data` lies: a `Form`, or that of another backend, with `shape` and `unpack`.
     """
 
@@ -43,14 +43,14 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        return int(self.data.nbytes)
+        return sum(int(array.nbytes) for array in jax.tree.leaves(self.data))
 
     def unpack(self) -> Any:
         """The weight as the graph has it."""
         return self.form.unpack(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.form.unpack(np.asarray(self.data)), dtype)
+        return np.asarray(self.form.unpack(jax.tree.map(np.asarray, self.data)), dtype)
 
     def tree_flatten(self) -> tuple[tuple[Any], Any]:
         return (self.data,), self.form

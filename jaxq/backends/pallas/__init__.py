@@ -4,7 +4,7 @@ products.py         dot, and matmul, the product of two activations
 convolutions.py     conv, of any geometry
 borders.py          quantize, dequantize
 operands.py         a node's operands as the kernels take them
-weights.py          convolutions' weights in the kernels' layout
+weights.py          weights in the kernels' form, made once
 """
 
 from collections.abc import Callable

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
-
 from jaxq.backends.pallas.operands import epilogue, epilogue_struct, struct, why_not_residual
+from jaxq.backends.pallas.weights import deepened, for_kernel
 from jaxq.graph.node import Node
 from pallas_kernels import Epilogue
 from pallas_kernels.conv import Window, conv
@@ -29,12 +28,14 @@ def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
 
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
+        weight, offset = for_kernel(given["weight"], is_conv=True)
         return conv(
-            given["x"],
-            jnp.moveaxis(given["weight"], -1, 0),
+            deepened(given["x"], weight.shape[-1] * window.groups),
+            weight,
             epilogue(node, given, node.aval.shape),
             window=window,
             out_dtype=node.aval.dtype,
+            offset=offset,
             config=tactic,
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pallas_kernels
 from jaxq.backends.pallas.operands import epilogue, epilogue_struct, struct, why_not_residual
+from jaxq.backends.pallas.weights import deepened, for_kernel
 from jaxq.graph.node import Node
 
 
@@ -21,15 +22,17 @@ def candidates(node: Node) -> tuple[Any, ...]:
 
 def lower(node: Node, tactic: Any = None) -> Callable[..., Any]:
     """The function of the node's operands."""
-    x_shape, w_shape, out_shape = _shapes(node)
+    x_shape, _, out_shape = _shapes(node)
 
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
+        w, offset = (given["y"], None) if node.op == "matmul" else for_kernel(given["weight"], is_conv=False)
         y = pallas_kernels.matmul(
-            given["x"].reshape(x_shape),
-            given["y" if node.op == "matmul" else "weight"].reshape(w_shape),
+            deepened(given["x"].reshape(x_shape), w.shape[-1]),
+            w,
             epilogue(node, given, out_shape),
             out_dtype=node.aval.dtype,
+            offset=offset,
             config=tactic,
         )
         return y.reshape(node.aval.shape)
