@@ -24,6 +24,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "float32": (-math.inf, math.inf),
     "bfloat16": (-math.inf, math.inf),
 }
+MASKS = np.array([np.finfo(np.float32).min, -np.inf], np.float32)
 POISONS = (0x5A, 0xA5)  # no element is right by chance under both
 
 
@@ -135,7 +136,7 @@ def _epilogue(rng: np.random.Generator, form: Form, depth: int, shape: tuple[int
     if form.residual is not None:
         drawn = rng.integers(0, 127, shape).astype(np.float32)
         if jnp.issubdtype(form.residual, jnp.floating):  # as a mask has them: their products are not finite
-            drawn = np.where(rng.random(shape) < 0.1, rng.choice([np.finfo(np.float32).min, -np.inf], shape), drawn)
+            drawn = np.where(rng.random(shape) < 0.1, rng.choice(MASKS, shape), drawn)
         residual = jnp.asarray(drawn.astype(np.float32)).astype(form.residual)
     return Epilogue(
         multiplier=jnp.asarray((rng.uniform(0.2, 2, channels) / (60 * np.sqrt(depth + 1))).astype(np.float32)),

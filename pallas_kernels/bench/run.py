@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.bench import clock, table
-from pallas_kernels.bench.cases import Case, as_float, draw
+from pallas_kernels.bench.cases import Case, as_float, as_int8, draw
 from pallas_kernels.bench.checks import Check, difference, on_cpu, poisoned
 
 ROUNDS = 15
@@ -214,11 +214,11 @@ class Run:
 
 def _form(name: str, operands: Any) -> Any:
     """The operands as the baseline of that name takes them."""
-    return as_float(operands, FLOATS[name]) if name in FLOATS else operands
+    return as_float(operands, FLOATS[name]) if name in FLOATS else as_int8(operands)
 
 
 def _rotated(case: Case) -> list[Any]:
-    return [draw(case.types, seed) for seed in range(clock.copies(case.bytes))]
+    return [draw(case.types, case.bounds, seed) for seed in range(clock.copies(case.bytes))]
 
 
 def _verdict(reason: str | None) -> dict[str, Any]:

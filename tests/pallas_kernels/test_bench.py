@@ -13,7 +13,7 @@ import pytest
 from pallas_kernels import compat
 from pallas_kernels.bench import clock, table
 from pallas_kernels.bench.__main__ import main
-from pallas_kernels.bench.cases import timed
+from pallas_kernels.bench.cases import as_int8, draw, timed
 from pallas_kernels.bench.checks import TMA_CONFIGS, Check, checks, difference, poisoned
 from pallas_kernels.bench.run import Run
 from pallas_kernels.matmul import tma
@@ -39,6 +39,19 @@ def test_tiny_and_interpreted(tmp_path, capsys):
     assert main([*command, "--budget", "0"]) == 0
     assert "skipped, the budget of 0 s being spent: matmul 1x24x64" in capsys.readouterr().out
     assert output.read_text().count("\n") == 4
+
+
+def test_layers_are_those_of_a_network():
+    """Behind ReLU bytes are unsigned, and 16 blocks end with a shortcut; cuDNN gets bytes as it takes them."""
+    layers = [case for case in timed() if case.group == "ResNet-50 at 32"]
+    assert sum(case.count for case in layers) == 53
+    assert sum(case.count for case in layers if case.types[2].residual is not None) == 16
+    assert {case.types[0].dtype for case in layers} == {jnp.dtype("uint8")}
+    outs = [jax.eval_shape(case.reference, *case.types).dtype for case in layers]
+    assert sum(case.count for case, out in zip(layers, outs, strict=True) if out == jnp.int8) == 4
+    [shortcut] = [case for case in timed(tiny=True) if "shortcut" in case.name]
+    signed = as_int8(draw(shortcut.types, shortcut.bounds, 0))
+    assert signed[0].dtype == signed[2].residual.dtype == jnp.int8
 
 
 def test_tune(tmp_path, capsys):
