@@ -1,4 +1,7 @@
-"""What hangs on the jax version or on the machine: nothing else in the project knows either."""
+"""What hangs on the jax version or on the machine: nothing else in the project knows either.
+
+Importing this silences, in the whole process, jax's warning that Triton-Pallas is deprecated.
+"""
 
 import contextlib
 import re
@@ -19,6 +22,9 @@ _CAPABILITIES = {
     **dict.fromkeys(("B200", "GB200"), 100),
     **dict.fromkeys(("B300", "GB300"), 103),
 }
+# Bytes of shared memory that a block may have, by the first compute capability that has them.
+_SHARED = {90: 227 * 1024, 86: 99 * 1024, 80: 163 * 1024, 0: 48 * 1024}
+MOST_SHARED = max(_SHARED.values())
 
 
 def _ignore_triton_deprecation() -> None:
@@ -57,6 +63,19 @@ def compute_capability() -> int | None:
     return None if gpu is None else int(gpu.compute_capability.replace(".", ""))
 
 
+def shared_bytes() -> int:
+    """Bytes of shared memory that a block may have on the GPU in use; on sm_80 where none is known."""
+    capability = compute_capability() or 80
+    return next(size for first, size in _SHARED.items() if capability >= first)
+
+
+def refuses_shared(config: object, size: int) -> str | None:
+    """Why no block of the GPU in use has the shared memory of the config, `size` bytes, or None."""
+    if compute_capability() is None or size <= shared_bytes():
+        return None
+    return f"{config} needs {size} bytes of shared memory, the GPU gives a block {shared_bytes()}"
+
+
 def core_count() -> int:
     """Multiprocessors of the GPU in use, as of `compute_capability`; those of an H100 where none is known."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -68,6 +87,6 @@ def core_count() -> int:
 
 def _gpu() -> Any:
     try:
-        return jax.local_devices(backend="gpu")[0]
+        return jax.local_devices(backend="cuda")[0]  # "gpu" would be one of AMD's, too
     except RuntimeError:  # there is none
         return None

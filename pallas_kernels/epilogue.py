@@ -7,7 +7,8 @@
     out = convert(round_half_even(y))                       int8 or uint8; float32 and bfloat16 are y, cast
     out = table[convert(round_half_even(y))]                where a table follows: y is int8 then, whatever `out` is
 
-Every product and every sum is rounded: no fused multiply-add. NaN becomes 0 in integers.
+Every product and every sum is rounded: no fused multiply-add. A product beyond the finite floats is the largest of them
+(a mask's -inf, say, or the least float32 times 2). NaN becomes 0 in integers.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from pallas_kernels.errors import UnsupportedShapeError
 
 OUT_DTYPES = ("int8", "uint8", "float32", "bfloat16")
 RESIDUAL_DTYPES = ("int8", "uint8", "float32", "bfloat16")
-_FLOAT32_BOUND = 3.4e38  # below the largest float32, so that the clamp is no identity and no compiler drops it
+_LARGEST = float(jnp.finfo(jnp.float32).max)
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +34,7 @@ class Epilogue:
 
     Attributes:
       multiplier, bias, lo, hi: float32 (N,). For an integer output, or with a table, lo and hi hold the saturation:
-        they lie in [-127, 127] or [0, 255].
+        they lie in [-127, 127] or [0, 255]. Multipliers of integers are below 1e29 in magnitude: no product overflows.
       residual: int8, uint8, float32 or bfloat16, of the output's shape; or None.
       residual_multiplier: float32 (), given exactly when the residual is.
       table: (256,) of the output's dtype, entry i that of the int8 whose byte is i; or None.
@@ -110,7 +111,10 @@ def finish(
     y = multiply(acc.astype(jnp.float32), _channels(epilogue.multiplier, acc)) + _channels(epilogue.bias, acc)
     if epilogue.residual is not None:
         scale = lax.broadcast_in_dim(epilogue.residual_multiplier, acc.shape, ())
-        y = y + multiply(epilogue.residual.astype(jnp.float32), scale)
+        product = multiply(epilogue.residual.astype(jnp.float32), scale)
+        if jnp.issubdtype(epilogue.residual.dtype, jnp.floating):
+            product = _finite(product, clip)
+        y = y + product
     y = clip(y, _channels(epilogue.lo, acc), _channels(epilogue.hi, acc))
     if epilogue.table is not None:
         index = to_integer(y, "int8").astype(jnp.int32) & jnp.full(y.shape, 255, jnp.int32)
@@ -163,9 +167,12 @@ def _channels(v: jax.Array, acc: jax.Array) -> jax.Array:
 def _rounded_product(a: jax.Array, b: jax.Array) -> jax.Array:
     # A product that a sum uses directly becomes a fused multiply-add, which rounds once where we round twice: XLA's CPU
     # backend contracts through optimization_barrier, bitcasts and reduce_precision, but not through a clamp.
-    product = a * b
-    bound = jnp.full_like(product, _FLOAT32_BOUND)
-    return _clip(product, -bound, bound)
+    return _finite(a * b, _clip)
+
+
+def _finite(product: jax.Array, clip: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> jax.Array:
+    largest = jnp.full(product.shape, _LARGEST, jnp.float32)
+    return clip(product, -largest, largest)
 
 
 def _clip(y: jax.Array, lo: jax.Array, hi: jax.Array) -> jax.Array:

@@ -16,15 +16,15 @@ from pallas_kernels.conv import Window, conv, conv_reference
 from pallas_kernels.conv import candidates as conv_candidates
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul import candidates as matmul_candidates
-from pallas_kernels.matmul import matmul, matmul_reference
+from pallas_kernels.matmul import Tcgen05Config, WgmmaConfig, kernels, matmul, matmul_reference, tma
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "int8": (-127, 127),
     "uint8": (0, 255),
-    "float32": (-1e30, 1e30),
-    "bfloat16": (-1e30, 1e30),
+    "float32": (-math.inf, math.inf),
+    "bfloat16": (-math.inf, math.inf),
 }
+MASKS = np.array([np.finfo(np.float32).min, -np.inf], np.float32)
 POISONS = (0x5A, 0xA5)  # no element is right by chance under both
 
 
@@ -39,8 +39,8 @@ class Check:
 
 
 def checks(tiny: bool = False) -> tuple[Check, ...]:
-    """All checks; `tiny` ones for a machine without a GPU. One for each kind of config that a kernel's candidates hold:
-    each kind is a kernel of its own."""
+    """All checks; `tiny` ones for a machine without a GPU: every kernel that takes a product on the GPU in use, however
+    slow it is there, and every kernel among a convolution's candidates."""
     return (*_matmuls(tiny), *_convs(tiny), *_borders(tiny))
 
 
@@ -134,14 +134,17 @@ def _epilogue(rng: np.random.Generator, form: Form, depth: int, shape: tuple[int
     if form.table:
         table = jnp.asarray(rng.integers(0, 127, 256).astype(np.float32)).astype(form.out)
     if form.residual is not None:
-        residual = jnp.asarray(rng.integers(0, 127, shape).astype(np.float32)).astype(form.residual)
+        drawn = rng.integers(0, 127, shape).astype(np.float32)
+        if jnp.issubdtype(form.residual, jnp.floating):  # as a mask has them: their products are not finite
+            drawn = np.where(rng.random(shape) < 0.1, rng.choice(MASKS, shape), drawn)
+        residual = jnp.asarray(drawn.astype(np.float32)).astype(form.residual)
     return Epilogue(
         multiplier=jnp.asarray((rng.uniform(0.2, 2, channels) / (60 * np.sqrt(depth + 1))).astype(np.float32)),
         bias=jnp.asarray(rng.normal(0, 30, channels).astype(np.float32)),
         lo=jnp.asarray(np.where(rng.random(channels) < 0.3, max(lo, 0), lo).astype(np.float32)),
         hi=jnp.full(channels, hi, jnp.float32),
         residual=residual,
-        residual_multiplier=None if residual is None else jnp.float32(0.37),
+        residual_multiplier=None if residual is None else jnp.float32(1.37),
         table=table,
     )
 
@@ -153,15 +156,16 @@ def _kinds(configs: Sequence[Any]) -> tuple[Any, ...]:
 
 # -------------------------------------------------------------------------------------------------------------- kernels
 
-# (..., M, N, K). What TMA copies needs rows of a multiple of 16 bytes: the last two have them, and an odd M.
-MATMULS = (
-    (1, 64, 64),
-    (7, 13, 21),
-    (300, 129, 515),
-    (129, 258, 1040),
-    (3, 65, 33, 70),
-    (129, 272, 1040),
-    (3, 65, 48, 80),
+MATMULS = ((1, 64, 64), (7, 13, 21), (300, 129, 515), (129, 258, 1040), (3, 65, 33, 70))  # (..., M, N, K)
+# What the TMA takes: edges that cut tiles in M, N and K, a last block of a cluster without a row of its own, and more
+# tiles than all blocks have at first, so that slots are used again and barriers turn several times.
+TMA_MATMULS = ((5, 136, 32), (72, 96, 416), (200, 160, 192), (264, 64, 64), (3, 8, 32, 48), (600, 8, 32, 96))
+TMA_CONFIGS = (
+    WgmmaConfig(64, 64, 2),
+    WgmmaConfig(128, 64, 2, cluster=2),
+    WgmmaConfig(256, 64, 2),
+    Tcgen05Config(64, 2),
+    Tcgen05Config(256, 2),
 )
 # x, features, kernel, strides, padding, dilation, groups
 CONVS: tuple[tuple[Any, ...], ...] = (
@@ -185,13 +189,34 @@ def _matmuls(tiny: bool) -> Iterator[Check]:
     if tiny:
         cases = [(MATMULS[1], FORMS[1]), (MATMULS[1], FULL[1])]
     for seed, (shape, form) in enumerate(cases):
-        *batch, m, n, k = shape
-        operands = functools.partial(_operands, seed, form, (*batch, m, k), (*batch, n, k), (*batch, m, n))
-        reference = functools.partial(matmul_reference, out_dtype=form.out)
-        for config in _kinds(matmul_candidates(*jax.eval_shape(operands), out_dtype=form.out)):
-            kernel = functools.partial(matmul, out_dtype=form.out, config=config)
-            name = f"matmul {'x'.join(map(str, shape))} {form} by {type(config).__name__}"
-            yield Check(name, kernel, reference, operands)
+        operands = _product(seed, shape, form)
+        types = jax.eval_shape(operands)
+        for kind, kernel in kernels(*types, out_dtype=form.out).items():
+            config = kernel.candidates(*types, out_dtype=form.out)[0]
+            yield _matmul(shape, form, operands, config, kind.__name__)
+    for seed, (shape, form) in enumerate(() if tiny else itertools.product(TMA_MATMULS, FORMS)):
+        operands = _product(seed, shape, form)
+        types = jax.eval_shape(operands)
+        for kind, kernel in kernels(*types, out_dtype=form.out).items():
+            given = [config for config in TMA_CONFIGS if isinstance(config, kind)]
+            fitting = [c for c in given if tma.shared_bytes(c, types[2], form.out) <= tma.SHARED_BYTES]
+            best = kernel.candidates(*types, out_dtype=form.out)[:1] if given else ()
+            for config in dict.fromkeys((*fitting, *best)):
+                yield _matmul(shape, form, operands, config, str(config))
+
+
+def _product(seed: int, shape: tuple[int, ...], form: Form) -> functools.partial[Any]:
+    *batch, m, n, k = shape
+    return functools.partial(_operands, seed, form, (*batch, m, k), (*batch, n, k), (*batch, m, n))
+
+
+def _matmul(shape: tuple[int, ...], form: Form, operands: functools.partial[Any], config: Any, by: str) -> Check:
+    return Check(
+        f"matmul {'x'.join(map(str, shape))} {form} by {by}",
+        functools.partial(matmul, out_dtype=form.out, config=config),
+        functools.partial(matmul_reference, out_dtype=form.out),
+        operands,
+    )
 
 
 def _convs(tiny: bool) -> Iterator[Check]:

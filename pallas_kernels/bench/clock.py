@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import jax
 
-L2 = 50 * 2**20  # bytes; of an H100, and as much as any GPU here has but the H200 (60 MB)
+L2_MB = {"B200": 126, "B300": 126, "H200": 60}  # by a word of the device kind; no other GPU here has more than 50
 MAX_COPIES = 32
 
 
@@ -117,7 +117,12 @@ def choose() -> tuple[Clock, str | None]:
 
 def copies(size: int) -> int:
     """How many copies of inputs of `size` bytes exceed the L2 cache twice."""
-    return min(MAX_COPIES, 1 + 2 * L2 // max(size, 1))
+    return min(MAX_COPIES, 1 + 2 * l2(jax.devices()[0].device_kind) // max(size, 1))
+
+
+def l2(device_kind: str) -> int:
+    """Bytes of the L2 cache."""
+    return next((size for word, size in L2_MB.items() if word in device_kind), 50) * 2**20
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:

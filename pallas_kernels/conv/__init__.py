@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from pallas_kernels import shift
+from pallas_kernels import compat, shift
 from pallas_kernels.conv import config as tactics
 from pallas_kernels.conv.by_channel import conv_by_channel
 from pallas_kernels.conv.by_dot4 import conv_by_dot4
@@ -68,10 +68,12 @@ def conv(
     require(supports(x, w, epilogue, window=window, out_dtype=out_dtype))
     geometry = Geometry.of(x, w, window)
     shift.check(offset, w, (geometry.features,))
-    if 0 in (geometry.rows, geometry.features, geometry.depth):  # no grid, or no loads: there is only an epilogue
+    if 0 in (*x.shape, geometry.rows, geometry.features):  # no grid, or no loads: there is only an epilogue
         return conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
     config = config or default_config(x, w, epilogue, window=window, out_dtype=out_dtype)
     require(_refuses(config, geometry))
+    if isinstance(config, ConvMmaConfig) and not interpret:
+        require(compat.refuses_shared(config, config.shared_bytes))
     if isinstance(config, ConvMmaConfig):
         return conv_by_mma(
             x, w, epilogue, geometry, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret

@@ -30,8 +30,8 @@ class ConvMmaConfig:
       merge_taps: whether the taps of a row of the kernel are read as one; only where the last axis is not dilated.
 
     Raises:
-      ValueError: where a number but num_stages is no power of two, a block is below 16 x 16 x 32 (one instruction), or
-        a thread would hold more than 128 accumulators.
+      ValueError: where a number but num_stages is no power of two, a block is below 16 x 16 x 32 (one instruction), a
+        thread would hold more than 128 accumulators, or the stages do not fit into the shared memory of any GPU.
     """
 
     block_m: int
@@ -47,8 +47,8 @@ class ConvMmaConfig:
             block < least for block, least in zip(blocks, (16, 16, 32), strict=True)
         ):
             raise ValueError(f"{self}: blocks and warps must be powers of two, the blocks at least 16 x 16 x 32")
-        if self.num_stages < 1:
-            raise ValueError(f"{self}: there must be a stage")
+        if self.num_stages < 1 or self.shared_bytes > compat.MOST_SHARED:
+            raise ValueError(f"{self}: there must be a stage, and all of them fit into {compat.MOST_SHARED} bytes")
         _check_accumulators(self, self.block_m * self.block_n)
 
     @property

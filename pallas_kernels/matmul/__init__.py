@@ -28,6 +28,7 @@ __all__ = [
     "WgmmaConfig",
     "candidates",
     "default_config",
+    "kernels",
     "matmul",
     "matmul_reference",
     "supports",
@@ -52,6 +53,18 @@ def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax
     return by_dot4.supports(x, w, epilogue, out_dtype=out_dtype)
 
 
+def kernels(
+    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
+) -> dict[type, ModuleType]:
+    """{config type: kernel} of all that take these on the GPU in use, the fastest for many rows first."""
+    capability = compat.compute_capability() or _UNKNOWN
+    return {
+        kind: module
+        for kind, (module, capabilities) in reversed(_KERNELS.items())
+        if capability in capabilities and module.supports(x, w, epilogue, out_dtype=out_dtype) is None
+    }
+
+
 def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> Config:
     """Heuristic tactic for these on the GPU in use (`compat.compute_capability`), the first of `candidates`."""
     return candidates(x, w, epilogue, out_dtype=out_dtype)[0]
@@ -66,12 +79,7 @@ def candidates(
       UnsupportedShapeError: where `supports` gives a reason.
     """
     require(supports(x, w, epilogue, out_dtype=out_dtype))
-    capability, rows = compat.compute_capability() or _UNKNOWN, x.shape[-2]
-    able = [
-        (kind, module)
-        for kind, (module, capabilities) in reversed(_KERNELS.items())
-        if capability in capabilities and module.supports(x, w, epilogue, out_dtype=out_dtype) is None
-    ]
+    able, rows = list(kernels(x, w, epilogue, out_dtype=out_dtype).items()), x.shape[-2]
     if len(able) > 1 and rows > _DOT4_ROWS:
         able = [(kind, module) for kind, module in able if kind is not Dot4Config]
     if any(kind is MmaConfig for kind, _ in able) and not _fill(x, w):
@@ -121,6 +129,8 @@ def matmul(
         require(
             f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}"
         )
+    if not interpret and isinstance(config, MmaConfig):
+        require(compat.refuses_shared(config, config.shared_bytes))
     require(module.supports(x, w, epilogue, out_dtype=out_dtype))
     batches = math.prod(batch)
     x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)

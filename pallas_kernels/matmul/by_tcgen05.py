@@ -36,7 +36,7 @@ class Tcgen05Config:
       group: rows of tiles that are walked through together, so that what they share stays in the L2.
 
     Raises:
-      ValueError: for other numbers.
+      ValueError: for other numbers, and where the ring does not fit into shared memory.
     """
 
     tile_n: int
@@ -46,6 +46,7 @@ class Tcgen05Config:
     def __post_init__(self) -> None:
         if self.tile_n not in (64, 128, 256) or self.stages < 2 or self.group < 1:
             raise ValueError(f"{self}: tile_n must be 64, 128 or 256, stages at least 2, group at least 1")
+        tma.check_ring(self)
 
     tile_m = _TILE_M
     cluster = 1

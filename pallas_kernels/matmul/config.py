@@ -14,9 +14,7 @@ _MOST_ACCUMULATORS = 128  # a thread: dp4a spills here already (16 bytes, sm_90)
 _GOOD_ACCUMULATORS = 32  # with what is loaded, up to 96 registers: no spills, and several programs fit
 _MOST_SPLITS = 64
 
-# By the first compute capability that has them: kilobytes of shared memory for one program, and pairs of int8 that a
-# multiprocessor multiplies in a cycle.
-_SHARED_KB = {90: 227, 86: 99, 80: 163, 0: 48}
+# Pairs of int8 that a multiprocessor multiplies in a cycle, by the first compute capability that does.
 _RATE = {100: 8192, 90: 4096, 86: 1024, 80: 2048, 0: 512}
 _FEW_ROWS_RATE = 2048  # at most, below 64 rows: without wgmma or tcgen05
 
@@ -112,7 +110,7 @@ class MmaConfig:
             f"{self}: {self.accumulators} accumulators a thread, at most {_MOST_ACCUMULATORS} fit",
         )
         _require(
-            self.num_stages > 0 and self.shared_bytes <= max(_SHARED_KB.values()) * 1024,
+            self.num_stages > 0 and self.shared_bytes <= compat.MOST_SHARED,
             f"{self}: num_stages must be at least 1, and the ring of {self.shared_bytes} bytes fit into shared memory",
         )
         _require(
@@ -199,7 +197,7 @@ def mma_candidates(
       has_residual: the epilogue reads one.
       is_shifted: an operand is uint8, which the kernel makes int8.
     """
-    limit, cores = _of_chip(_SHARED_KB) * 1024, compat.core_count()
+    limit, cores = compat.shared_bytes(), compat.core_count()
     found = []
     for block_m, block_n, block_k, num_warps in _MMA_TILES:
         block_m = min(block_m, pl.next_power_of_2(max(m, 16)))

@@ -96,7 +96,8 @@ def part_of(x: Any, w: Any, block_k: int, splits: int) -> int:
 
 def supports(x: Any, w: Any) -> str | None:
     """Why these are too large, or None."""
-    return _too_large(max(math.prod(x.shape), math.prod(w.shape), math.prod(x.shape[:-1]) * w.shape[-2]))
+    parts = pl.cdiv(x.shape[-1], reference.PART) if reference.is_split(x, w) else 1
+    return _too_large(max(math.prod(x.shape), math.prod(w.shape), math.prod(x.shape[:-1]) * w.shape[-2] * parts))
 
 
 def _too_large(elements: int) -> str | None:

@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import compat, mosaic, shift
-from pallas_kernels.epilogue import Epilogue
+from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import reference
 
 CONSUMERS = 2
@@ -79,6 +79,13 @@ def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax
     return None
 
 
+def check_ring(config: Tiles) -> None:
+    """Raises ValueError where the ring alone does not fit into shared memory."""
+    ring = config.stages * (config.tile_m + config.tile_n) * DEPTH
+    if ring > SHARED_BYTES:
+        raise ValueError(f"{config}: the ring of {ring} bytes must fit into {SHARED_BYTES} of shared memory")
+
+
 def shared_bytes(config: Tiles, epilogue: Epilogue | None, out_dtype: jax.typing.DTypeLike) -> int:
     """Shared memory of a block at most, without barriers."""
     rows, columns = config.consumer_tile
@@ -100,8 +107,10 @@ def swizzle(columns: int, size: int, itemsize: int) -> tuple[Any, ...]:
 
 
 def depth_of(k: int) -> int:
-    """Bytes of K in a slot of the ring: no tile of the swizzle's may be cut."""
-    return DEPTH if k <= DEPTH else next(depth for depth in (128, 64, 32) if k % depth == 0)
+    """Bytes of K in a slot of the ring: no tile of the swizzle's may be cut, and of one step as few as hold K."""
+    if k <= DEPTH:
+        return next(depth for depth in (32, 64, 128) if depth >= k)
+    return next(depth for depth in (128, 64, 32) if k % depth == 0)
 
 
 def ring(config: Tiles, k: int) -> dict[str, Any]:
@@ -133,7 +142,13 @@ def launch(
 
     There x and w are int8 with one batch axis, as has the residual, `offset` (batch, n) or None is to be added to the
     accumulator, and `grid` counts the batches and the clusters' tiles along M and N.
+
+    Raises:
+      UnsupportedShapeError: where the config, with that epilogue, does not fit into shared memory.
     """
+    needed = shared_bytes(config, epilogue, out_dtype)
+    if needed > SHARED_BYTES:
+        require(f"{config} needs {needed} bytes of shared memory with this epilogue, of {SHARED_BYTES}")
     *batch, m, k = x.shape
     n = w.shape[-2]
     x, w = x.reshape(-1, m, k), w.reshape(-1, n, k)

@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 
 from pallas_kernels import compat
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul.tma import CONSUMERS, DEPTH, SHARED_BYTES, shared_bytes
+from pallas_kernels.matmul.tma import CONSUMERS, DEPTH, SHARED_BYTES, check_ring, shared_bytes
 
 _MAX_ACCUMULATORS = 128  # a thread of a consumer, which has 232 registers
 _MAX_STAGES = 8
@@ -30,7 +30,8 @@ class WgmmaConfig:
       group: rows of tiles that are walked through together, so that what they share stays in the L2.
 
     Raises:
-      ValueError: where the tensor cores have no such tile, or the consumers no registers for it.
+      ValueError: where the tensor cores have no such tile, the consumers no registers for it, or a multiprocessor no
+        shared memory for the ring.
     """
 
     tile_m: int
@@ -41,7 +42,7 @@ class WgmmaConfig:
 
     def __post_init__(self) -> None:
         rows, columns = self.consumer_tile
-        if self.tile_m not in (64, 128, 256) or columns % 32 or not 0 < columns <= 256:
+        if self.tile_m not in (64, 128, 256) or self.tile_n % CONSUMERS or columns % 32 or not 0 < columns <= 256:
             raise ValueError(
                 f"{self}: tile_m must be 64, 128 or 256, and a consumer's columns a multiple of 32 up to 256"
             )
@@ -49,6 +50,7 @@ class WgmmaConfig:
             raise ValueError(f"{self}: a consumer holds at most 64 x 256 or 128 x 128 accumulators")
         if self.stages < 2 or self.cluster not in (1, 2) or self.group < 1:
             raise ValueError(f"{self}: stages must be at least 2, cluster 1 or 2, group at least 1")
+        check_ring(self)
 
     @property
     def consumer_tile(self) -> tuple[int, int]:

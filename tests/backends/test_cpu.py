@@ -130,6 +130,14 @@ def test_dots(data):
     check(*int8_node("dot", {}, {"x": x, "weight": weight}, draw(outputs), rng, residual=residual))
 
 
+def test_products_beyond_the_finite_floats():
+    """A mask's: they are the largest finite ones, and no infinity reaches the output."""
+    rng = np.random.default_rng(0)
+    x, weight = integers(rng, (5, 64), "int8"), integers(rng, (21, 64), "int8")
+    residual = rng.choice(np.array([1, np.finfo(np.float32).min, -np.inf], np.float32), (5, 21))
+    check(*int8_node("dot", {}, {"x": x, "weight": weight}, "float32", rng, residual=residual))
+
+
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])
 @given(st.data())
 def test_products_of_two_values(data):

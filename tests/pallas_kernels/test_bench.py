@@ -13,10 +13,12 @@ import pytest
 from pallas_kernels import compat
 from pallas_kernels.bench import clock, table
 from pallas_kernels.bench.__main__ import main
-from pallas_kernels.bench.cases import timed
-from pallas_kernels.bench.checks import Check, checks, difference, poisoned
+from pallas_kernels.bench.cases import as_int8, draw, timed
+from pallas_kernels.bench.checks import TMA_CONFIGS, Check, checks, difference, poisoned
 from pallas_kernels.bench.run import Run
+from pallas_kernels.matmul import tma
 
+HAS_MOSAIC = tma.supports(*[jax.ShapeDtypeStruct((8, 32), jnp.int8)] * 2, out_dtype=jnp.int32) is None
 ONE_EACH = "^matmul (7x13x21 .* full by Dot4|1x24x64)|^quantize 3x5x7"
 
 
@@ -37,6 +39,19 @@ def test_tiny_and_interpreted(tmp_path, capsys):
     assert main([*command, "--budget", "0"]) == 0
     assert "skipped, the budget of 0 s being spent: matmul 1x24x64" in capsys.readouterr().out
     assert output.read_text().count("\n") == 4
+
+
+def test_layers_are_those_of_a_network():
+    """Behind ReLU bytes are unsigned, and 16 blocks end with a shortcut; cuDNN gets bytes as it takes them."""
+    layers = [case for case in timed() if case.group == "ResNet-50 at 32"]
+    assert sum(case.count for case in layers) == 53
+    assert sum(case.count for case in layers if case.types[2].residual is not None) == 16
+    assert {case.types[0].dtype for case in layers} == {jnp.dtype("uint8")}
+    outs = [jax.eval_shape(case.reference, *case.types).dtype for case in layers]
+    assert sum(case.count for case, out in zip(layers, outs, strict=True) if out == jnp.int8) == 4
+    [shortcut] = [case for case in timed(tiny=True) if "shortcut" in case.name]
+    signed = as_int8(draw(shortcut.types, shortcut.bounds, 0))
+    assert signed[0].dtype == signed[2].residual.dtype == jnp.int8
 
 
 def test_tune(tmp_path, capsys):
@@ -62,6 +77,25 @@ def test_list(capsys):
     assert len(set(names)) == len(names)
     for name in ("matmul 4096x4096x4096", "matmul 1x11008x4096", "conv 128x7x7x512 3x3/1 512"):
         assert name in names
+
+
+@pytest.mark.parametrize(
+    ("gpu", "of_the_chip"),
+    [
+        (("Tesla T4", 40), "Dot4Config ConvChannelConfig ConvDot4Config"),
+        (("NVIDIA A100-SXM4-80GB", 108), "Dot4Config MmaConfig ConvMmaConfig ConvChannelConfig ConvDot4Config"),
+        (("NVIDIA H100 80GB HBM3", 132), "MmaConfig WgmmaConfig ConvMmaConfig ConvChannelConfig ConvDot4Config"),
+        (("NVIDIA B200", 148), "MmaConfig Tcgen05Config ConvMmaConfig ConvChannelConfig ConvDot4Config"),
+    ],
+)
+def test_every_kernel_of_the_chip_is_checked(gpu, of_the_chip):
+    with compat.gpu_target(*gpu):
+        configs = [str(check.kernel.keywords.get("config")) for check in checks()]
+    mosaic = set() if HAS_MOSAIC else {"WgmmaConfig", "Tcgen05Config"}
+    found = {config.partition("(")[0] for config in configs}
+    assert found >= {*of_the_chip.split(), "None"} - mosaic
+    for config in TMA_CONFIGS if HAS_MOSAIC else ():
+        assert (str(config) in configs) == (type(config).__name__ in of_the_chip)
 
 
 def test_without_a_gpu_it_says_so(capsys):
@@ -101,7 +135,8 @@ def test_poison_shows_what_is_not_written():
 
 def test_inputs_rotate_past_the_cache():
     assert clock.copies(200 * 2**20) == 1
-    assert clock.copies(16 * 2**20) * 16 * 2**20 > 2 * clock.L2
+    assert clock.copies(16 * 2**20) * 16 * 2**20 > 2 * clock.l2("cpu")
+    assert clock.l2("NVIDIA B200") > 2 * clock.l2("NVIDIA H100 80GB HBM3")
     call = clock.Call(lambda x: x, [(0,), (1,)])
     assert [call(turn) for turn in range(3)] == [0, 1, 0]
 

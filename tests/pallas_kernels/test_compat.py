@@ -22,6 +22,18 @@ def test_capability_of_a_target(device_kind, capability):
         assert compat.core_count() == 7
 
 
+def test_gpus_of_others_are_none(monkeypatch):
+    asked = []
+
+    def local_devices(backend):
+        asked.append(backend)
+        raise RuntimeError("Unknown backend")
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    assert compat.compute_capability() is None
+    assert asked == ["cuda"]
+
+
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="of a machine without a GPU")
 def test_no_gpu():
     assert compat.compute_capability() is None

@@ -224,6 +224,7 @@ def test_saturating_inputs(config):
         ((2, 2, 2, 3), (5, 3, 3, 3), 0),
         ((2, 0, 4, 3), (5, 3, 3, 3), 2),
         ((2, 0, 4, 3), (5, 3, 3, 3), 0),
+        ((2, 0, 4, 32), (5, 3, 3, 32), 2),
     ],
 )
 def test_zero_sizes(x_shape, w_shape, padding):
@@ -286,8 +287,16 @@ def test_supports_says_what_int32_does_not_hold():
 def test_invalid_tiles_of_the_tensor_cores(blocks):
     with pytest.raises(ValueError, match=r"powers of two|accumulators"):
         ConvMmaConfig(*blocks)
-    with pytest.raises(ValueError, match="stage"):
-        ConvMmaConfig(16, 16, 32, num_stages=0)
+    for stages in (0, 256):
+        with pytest.raises(ValueError, match="stage"):
+            ConvMmaConfig(16, 16, 32, num_stages=stages)
+
+
+def test_a_tile_that_does_not_fit_into_the_gpu_is_refused():
+    x, w, _ = operands((1, 8, 8, 64), (64, 3, 3, 64), window(), out_dtype=jnp.int32)
+    run = functools.partial(conv, window=window(), out_dtype=jnp.int32, config=ConvMmaConfig(128, 128, 128, 8, 4))
+    with gpu_target("NVIDIA A10G", 80), pytest.raises(UnsupportedShapeError, match="the GPU gives a block 101376"):
+        run(x, w)
 
 
 @pytest.mark.parametrize("config", [ConvChannelConfig, ConvDot4Config])

@@ -28,6 +28,29 @@ def test_elsewhere_it_is_the_default():
         np.testing.assert_array_equal(run(*ARGS)["platform"], X)
 
 
+def test_calls_are_compiled_once(caplog):
+    run = on_cuda(lambda x: x * 3, lambda x: x + 2)
+    with jax.log_compiles():
+        run(X)
+        compiled = caplog.text.count("Finished XLA compilation")
+        run(X)
+    assert compiled == caplog.text.count("Finished XLA compilation") == 1
+
+
+def test_without_jit():
+    with jax.disable_jit():
+        np.testing.assert_array_equal(BOTH(*ARGS)["sum"], X + 1)
+
+
+@pytest.mark.parametrize(("size", "is_kernel"), [(1, True), (1 << 15, False)])
+def test_what_vmap_stacks_beyond_int32_is_the_default(size, is_kernel):
+    run = on_cuda(lambda x, y: x * y, lambda x, y: x - y)
+    args = jax.ShapeDtypeStruct((1 << 16, size), jnp.int8), jax.ShapeDtypeStruct((size,), jnp.int8)
+    with gpu_target():
+        text = jax.jit(jax.vmap(run, (0, None))).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
+    assert ("multiply" in text, "subtract" in text) == (is_kernel, not is_kernel)
+
+
 def test_vmap_and_scan():
     np.testing.assert_array_equal(jax.vmap(BOTH, (0, None))(*ARGS)["sum"], X + 1)
     np.testing.assert_array_equal(jax.vmap(BOTH, (1, (None, 0)))(X, (np.float32(1), X[0]))["sum"], X.T + 1)
@@ -51,8 +74,9 @@ def test_one_export_holds_both(platforms):
 
 
 def test_the_forms_must_agree():
-    with pytest.raises(TypeError, match="the kernel gives"):
-        on_cuda(lambda x: x.astype(jnp.int8), lambda x: x)(X)
+    for kernel in (lambda x: x.astype(jnp.int8), lambda x: (x, x)):
+        with pytest.raises(TypeError, match="the kernel gives"):
+            on_cuda(kernel, lambda x: x)(X)
 
 
 def test_there_is_no_derivative():

@@ -55,6 +55,12 @@ def test_instructions(x_dtype, w_dtype, out_dtype, instructions, residual_dtype)
     assert "tensor<16x128xi8> * tensor<128x32xi8> -> tensor<16x32xi32>" in dot
 
 
+@pytest.mark.parametrize(("residual_dtype", "clips"), [(None, 1), (jnp.int8, 1), (jnp.float32, 2)])
+def test_products_of_floats_stay_finite(residual_dtype, clips):
+    text = lowered_text(arguments(8, 128, 1024, residual_dtype=residual_dtype), out_dtype=jnp.float32, config=MMA)
+    assert text.count("max.NaN.f32") == clips
+
+
 def test_instructions_before_sm_80():
     with compat.gpu_target("Tesla T4", 40):
         f = functools.partial(matmul, out_dtype=jnp.int8)

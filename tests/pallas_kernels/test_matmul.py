@@ -207,6 +207,31 @@ def test_nan_becomes_zero_in_integers_and_stays_in_floats():
             assert jnp.isnan(out[1, 2]) if jnp.issubdtype(out_dtype, jnp.floating) else out[1, 2] == 0
 
 
+@pytest.mark.parametrize("residual_dtype", [np.float32, jnp.bfloat16])
+def test_products_beyond_the_finite_floats(residual_dtype):
+    """A mask's. Split K, which ends outside of the kernel, does not differ."""
+    x, w, epilogue = draw(3, 4, 200, residual_dtype=residual_dtype, out_dtype=jnp.float32)
+    largest = np.finfo(np.float32).max
+    masked = np.array([-largest, -np.inf, np.inf, 0.5 * largest], np.float32).astype(residual_dtype)
+    bounds = np.full((2, 4), np.inf, np.float32) * np.array([[-1], [1]], np.float32)
+    factor = np.float32(1.37)
+    epilogue = dataclasses.replace(
+        epilogue,
+        lo=jnp.asarray(bounds[0]),
+        hi=jnp.asarray(bounds[1]),
+        residual=jnp.broadcast_to(masked, (3, 4)),
+        residual_multiplier=factor,
+    )
+    with np.errstate(over="ignore"):
+        residual = np.clip(masked.astype(np.float32) * factor, -largest, largest)
+    acc = (np.asarray(x, np.int64) @ np.asarray(w, np.int64).T).astype(np.float32)
+    expected = acc * np.asarray(epilogue.multiplier) + np.asarray(epilogue.bias) + residual
+    assert_same_bits(matmul_reference(x, w, epilogue, out_dtype=jnp.float32), expected)
+    for config in SMALL:
+        kernel = functools.partial(matmul, out_dtype=jnp.float32, config=config, interpret=True)
+        assert_same_bits(jax.jit(kernel)(x, w, epilogue), expected)
+
+
 @pytest.mark.parametrize("config", SMALL)
 @pytest.mark.parametrize("batched_weights", [False, True])
 def test_vmap(batched_weights, config):
@@ -288,9 +313,14 @@ def test_supports():
     assert "int32 accumulator" in supports(x, w, out_dtype=jnp.int8)
     huge = jax.ShapeDtypeStruct((1 << 17, 1 << 14), jnp.int8), jax.ShapeDtypeStruct((8, 1 << 14), jnp.int8)
     assert "less than 2**31" in supports(*huge, out_dtype=jnp.int32)
+    vectors = Epilogue(*[jax.ShapeDtypeStruct((32_000,), jnp.float32)] * 4)
+    split = [jax.ShapeDtypeStruct((32_000, 66_400), dtype) for dtype in (jnp.uint8, jnp.int8)]  # in three parts
+    assert "less than 2**31" in supports(*split, vectors, out_dtype=jnp.int8)
 
 
 def test_config_of_another_gpu_is_refused():
     x, w, epilogue = draw(3, 5, 8)
+    with gpu_target("NVIDIA A10G", 80), pytest.raises(UnsupportedShapeError, match="the GPU gives a block 101376"):
+        matmul(x, w, epilogue, out_dtype=jnp.int8, config=MmaConfig(128, 128, 128, 8, 4))
     with gpu_target("Tesla T4", 40), pytest.raises(UnsupportedShapeError, match="the GPU is sm_75"):
         matmul(x, w, epilogue, out_dtype=jnp.int8, config=MmaConfig(16, 16, 32))

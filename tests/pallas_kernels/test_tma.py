@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
-from pallas_kernels import Epilogue, compat, matmul, matmul_reference
+from pallas_kernels import Epilogue, UnsupportedShapeError, compat, matmul, matmul_reference
 from pallas_kernels.matmul import by_tcgen05, by_wgmma
 from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
 from pallas_kernels.matmul.by_wgmma import WgmmaConfig
@@ -82,6 +82,8 @@ def assert_same_bits(actual, expected):
         ((200, 160, 192), WgmmaConfig(128, 64, 2, cluster=2), 4, {"x_dtype": "uint8", "residual_dtype": "bfloat16"}),
         ((8, 32, 48), WgmmaConfig(64, 64, 3), 1, {"batch": (3,), "x_dtype": "uint8", "out_dtype": "int32"}),
         ((5, 136, 32), WgmmaConfig(64, 64, 2), 1, {"out_dtype": "float32", "saturate": True}),
+        # The last block of the last cluster lies beyond the edge.
+        ((264, 32, 32), WgmmaConfig(128, 64, 2, cluster=2), 2, {"x_dtype": "uint8"}),
         ((136, 96, 416), Tcgen05Config(64, 2), 1, {"residual_dtype": "int8"}),
         ((8, 160, 48), Tcgen05Config(128, 2), 1, {"batch": (3,), "x_dtype": "uint8", "residual_dtype": "uint8"}),
     ],
@@ -251,6 +253,8 @@ def test_large_products_share_w_in_clusters():
         ((128, 128, 1), "stages"),
         ((128, 128, 4, 4), "cluster"),
         ((128, 128, 4, 2, 0), "group"),
+        ((64, 65, 2), "multiple of 32"),
+        ((128, 256, 8), "the ring of 393216 bytes"),
     ],
 )
 def test_invalid(numbers, reason):
@@ -258,10 +262,17 @@ def test_invalid(numbers, reason):
         WgmmaConfig(*numbers)
 
 
-@pytest.mark.parametrize("numbers", [(192, 4), (128, 1), (128, 4, 0)])
+@pytest.mark.parametrize("numbers", [(192, 4), (128, 1), (128, 4, 0), (256, 5)])
 def test_invalid_for_tcgen05(numbers):
-    with pytest.raises(ValueError, match="tile_n must be 64, 128 or 256"):
+    with pytest.raises(ValueError, match=r"tile_n must be 64, 128 or 256|the ring of 245760 bytes"):
         Tcgen05Config(*numbers)
+
+
+@needs_kernel
+def test_what_does_not_fit_with_the_epilogue_is_refused():
+    args = abstract(256, 256, 256, residual_dtype="float32")
+    with compat.gpu_target("NVIDIA B200", 148), pytest.raises(UnsupportedShapeError, match="with this epilogue"):
+        jax.eval_shape(functools.partial(matmul, out_dtype="float32", config=Tcgen05Config(256, 4)), *args)
 
 
 @needs_kernel

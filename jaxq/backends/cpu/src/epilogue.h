@@ -1,8 +1,10 @@
 // numerics.epilogue over accumulators in order, 16 channels and more of a row at a time.
 //
 // The bounds of an integer output are integers of its type, and rounding is monotone: the values are rounded first and
-// clipped as bytes.
+// clipped as bytes. Products beyond the finite floats become the largest of these: seen only in float outputs.
 #pragma once
+
+#include <cfloat>
 
 namespace jaxq {
 namespace JAXQ_ISA {
@@ -124,9 +126,11 @@ void finish_floats(const Source& source, const Epilogue& e, int64_t row, int64_t
     const int64_t at = channel + c, count = n - c < kLanes ? n - c : kLanes;
     const F32 multiplier = load(e.multiplier + at, count), bias = load(e.bias + at, count);
     const F32 lo = load(e.lo + at, count), hi = load(e.hi + at, count), factor = all(e.residual_multiplier);
+    const F32 least = all(-FLT_MAX), largest = all(FLT_MAX);
+    const auto product = [&](F32 a, F32 b) { return min(largest, max(least, mul(a, b))); };
     for (int64_t r = 0; r < rows; ++r) {
-      F32 y = add(mul(to_float(source.template get<false>(r, c, count)), multiplier), bias);
-      if (e.residual) y = add(y, mul(residual_of(e, row + r, at, count), factor));
+      F32 y = add(product(to_float(source.template get<false>(r, c, count)), multiplier), bias);
+      if (e.residual) y = add(y, product(residual_of(e, row + r, at, count), factor));
       y = min(hi, max(lo, y));  // NaN stays
       store(reinterpret_cast<float*>(e.out + (row + r) * e.out_stride) + at, y, count);
     }
