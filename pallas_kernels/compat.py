@@ -12,6 +12,8 @@ from typing import Any
 import jax
 
 _H100_CORES = 132
+# Compute capabilities whose tensor cores multiply int8 in Triton: sm_103 has none for int8.
+INT8_DOT = (*range(80, 101), 120, 121)
 # Compute capabilities of the GPUs that may be cross-lowered for, by a word of their device kind.
 _CAPABILITIES = {
     **dict.fromkeys(("T4",), 75),
@@ -23,7 +25,7 @@ _CAPABILITIES = {
     **dict.fromkeys(("B300", "GB300"), 103),
 }
 # Bytes of shared memory that a block may have, by the first compute capability that has them.
-_SHARED = {90: 227 * 1024, 86: 99 * 1024, 80: 163 * 1024, 0: 48 * 1024}
+_SHARED = {120: 99 * 1024, 90: 227 * 1024, 86: 99 * 1024, 80: 163 * 1024, 0: 48 * 1024}
 MOST_SHARED = max(_SHARED.values())
 
 

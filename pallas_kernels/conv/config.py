@@ -108,7 +108,7 @@ ConvConfig = ConvMmaConfig | ConvChannelConfig | ConvDot4Config
 def candidates(geometry: Geometry, *, has_residual: bool = False) -> tuple[ConvConfig, ...]:
     """Tactics worth timing: distinct, all valid, the default first."""
     capability = compat.compute_capability()
-    has_dot = capability is None or capability >= 80
+    has_dot = capability is None or capability in compat.INT8_DOT
     if not has_dot or (geometry.window.groups > 1 and geometry.depth < _NARROW):
         return tuple(dict.fromkeys(_by_channel(geometry)))
     return tuple(itertools.islice(dict.fromkeys(_by_mma(geometry, has_residual)), _CANDIDATES))

@@ -6,6 +6,7 @@ is a row in the table.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -37,9 +38,9 @@ __all__ = [
 Config = Dot4Config | MmaConfig | WgmmaConfig | Tcgen05Config
 
 # {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
-_KERNELS: dict[type, tuple[ModuleType, range]] = {
+_KERNELS: dict[type, tuple[ModuleType, Sequence[int]]] = {
     Dot4Config: (by_dot4, range(61, 1000)),
-    MmaConfig: (by_mma, range(80, 101)),  # sm_103 has no tensor cores for int8
+    MmaConfig: (by_mma, compat.INT8_DOT),
     WgmmaConfig: (by_wgmma, range(90, 91)),
     Tcgen05Config: (by_tcgen05, range(100, 101)),
 }
@@ -83,7 +84,7 @@ def candidates(
     if len(able) > 1 and rows > _DOT4_ROWS:
         able = [(kind, module) for kind, module in able if kind is not Dot4Config]
     if any(kind is MmaConfig for kind, _ in able) and not _fill(x, w):
-        able = [(kind, module) for kind, module in able if kind not in (WgmmaConfig, Tcgen05Config)]
+        able.sort(key=lambda kernel: kernel[0] in (WgmmaConfig, Tcgen05Config))
     if rows <= _FEW_ROWS or (rows <= _DOT4_ROWS and _is_unsigned(x, w)):
         able.sort(key=lambda kernel: kernel[0] is not Dot4Config)
     return tuple(c for _, module in able for c in module.candidates(x, w, epilogue, out_dtype=out_dtype))
