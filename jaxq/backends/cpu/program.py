@@ -42,10 +42,12 @@ class Program:
 
 def encode(body: Graph, unbound: Graph) -> Program:
     """The program of a region: `body` is `unbound` bound to a batch size."""
+    is_cut = [node.aval.follows_batch for node in (*unbound.inputs, *unbound.outputs)]
     batch = batch_of(unbound, body)
-    size = batch if batch == 1 else block_size(batch, _Encoder(unbound.bind(1)).numbers()[1], cpus())
-    encoder = _Encoder(body if size == batch else unbound.bind(size))
-    return encoder.program(batch // size, [node.aval.follows_batch for node in (*unbound.inputs, *unbound.outputs)])
+    if batch < 2:
+        return _Encoder(body).program(1, is_cut)
+    size = block_size(batch, _Encoder(unbound.bind(1)).numbers()[1], cpus())
+    return _Encoder(unbound.bind(size)).program(batch // size, is_cut)
 
 
 def packed_weights(body: Graph) -> dict[int, Form]:
