@@ -16,10 +16,6 @@ CANDIDATES = ("mse", "entropy", "percentile", "amax")
 # equally well.
 EQUAL = 1.2
 
-# Thresholds that differ by this share at most are one candidate: rounding noise, which goes with their square, is then
-# equal by the measure above.
-CLOSE = 0.05
-
 # Keeps a scale and its reciprocal within float32.
 SMALLEST_THRESHOLD = 1e-30
 
@@ -68,13 +64,8 @@ def joined(tensor: Tensor, histograms: Mapping[str, Histogram]) -> Histogram:
 
 
 def candidates(tensor: Tensor, histograms: Mapping[str, Histogram], percentile: float) -> dict[str, float]:
-    """The thresholds that "auto" chooses from, by their methods. Where one is close to that of a preferred method, both
-    have that one, which is measured once."""
-    found: dict[str, float] = {}
-    for method in CANDIDATES:
-        own = threshold_by(tensor, method, histograms, percentile)
-        found[method] = next((other for other in found.values() if abs(own - other) <= CLOSE * other), own)
-    return found
+    """The thresholds that "auto" chooses from, by their methods."""
+    return {method: threshold_by(tensor, method, histograms, percentile) for method in CANDIDATES}
 
 
 def select(

@@ -10,21 +10,13 @@ from networks import images, mlp, mlp_params
 
 import jaxq
 from jaxq import api
-from jaxq.calibration import cache, observe, select
+from jaxq.calibration import cache, observe
 from jaxq.calibration.result import Calibration
 from jaxq.config import METHODS
 from jaxq.passes.measure import measure_errors
 
 PARAMS = mlp_params(6, 5, 4)
 BATCHES = [images(8, 6), images(8, 6, seed=1), images(3, 6, seed=2)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def every_threshold_is_a_candidate():
-    """Those of few samples lie close together, and "auto" would have nothing to choose from."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(select, "CLOSE", 0.0)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from jaxq.calibration.select import CANDIDATES, SMALLEST_THRESHOLD, Tensor, cand
 from jaxq.calibration.thresholds import threshold
 
 RNG = np.random.default_rng(0)
-X = {"a": RNG.standard_t(4, size=20_000), "b": 3 * RNG.standard_t(4, size=20_000), "zeros": np.zeros(10)}
+X = {"a": RNG.laplace(size=20_000), "b": 3 * RNG.laplace(size=20_000), "zeros": np.zeros(10)}
 HISTOGRAMS = {name: from_samples(np.asarray(x, np.float32)) for name, x in X.items()}
 A, AB = Tensor(("a",), "int8"), Tensor(("a", "b"), "int8")
 FOUND = candidates(A, HISTOGRAMS, 99.99)
@@ -25,13 +25,6 @@ def test_candidates_are_the_thresholds_of_the_methods():
     assert len(set(FOUND.values())) == len(CANDIDATES)
     for method, found in FOUND.items():
         assert found == threshold(HISTOGRAMS["a"], method, unsigned=False, percentile=99.99)
-
-
-def test_close_thresholds_are_one_candidate_that_of_the_preferred_method():
-    laplace = {"a": from_samples(np.random.default_rng(0).laplace(size=20_000).astype(np.float32))}
-    own = {method: threshold(laplace["a"], method, unsigned=False, percentile=99.99) for method in CANDIDATES}
-    assert 1 < own["percentile"] / own["entropy"] < 1.05 < own["mse"] / own["percentile"] < own["amax"] / own["entropy"]
-    assert candidates(A, laplace, 99.99) == own | {"percentile": own["entropy"]}
 
 
 @pytest.mark.parametrize("best", CANDIDATES)
