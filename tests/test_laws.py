@@ -103,13 +103,13 @@ def check_int8(network: Network, tmp_path=None) -> bool:
     return exact
 
 
-@draws(max_examples=25)
+@draws(max_examples=15)
 @given(networks())
 def test_rewrites_are_exact_named_and_idempotent(network):
     check_rewrites(network)
 
 
-@draws(max_examples=8)
+@draws(max_examples=5)
 @given(networks(max_layers=4))
 def test_int8_is_the_oracle_at_every_batch_size(network):
     check_int8(network)
