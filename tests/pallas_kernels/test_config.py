@@ -50,8 +50,10 @@ def test_default_kernel(gpu, m, x_dtype, kind):
     with gpu_target(*gpu):
         configs = candidates(*types(m, 4096, 4096, x_dtype), out_dtype=jnp.int32)
     assert isinstance(configs[0], kind)
-    kinds = {type(config) for config in configs}
+    kinds = {type(config) for config in configs} - {WgmmaConfig}
     assert kinds == ({Dot4Config} if gpu == T4 else {Dot4Config, MmaConfig} if m <= 16 else {MmaConfig})
+    # The TMA takes 8 and 16 rows, which are few tiles: its kernel is tried last.
+    assert (type(configs[-1]) is WgmmaConfig) == (gpu == H100 and m in (8, 16) and HAS_MOSAIC)
 
 
 def test_large_products_take_large_tiles_and_few_tiles_split_k():
