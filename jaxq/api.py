@@ -29,7 +29,8 @@ from jaxq.models import as_function, is_nnx
 from jaxq.passes import scales
 from jaxq.passes.measure import measure_errors
 from jaxq.passes.place import Placement, place
-from jaxq.plan import artifact
+from jaxq.plan import ahead, artifact
+from jaxq.plan.ahead import CompiledModel
 from jaxq.plan.plan import Plan
 from jaxq.report import Summary, rows
 
@@ -356,6 +357,36 @@ class QuantizedModel:
           PlanError: the file cannot be written.
         """
         artifact.save(path, self.plan, self.params)
+
+    def compile(self, batch_sizes: int | Sequence[int] = 1, *, device: jax.Device | None = None) -> CompiledModel:
+        """The model compiled for these batch sizes, on `device` or JAX's first one: no call of the result compiles.
+
+            serve = qmodel.compile((1, 8, 32))
+            serve(x)  # of 20 examples: runs at 32; of 70: twice at 32 and once at 8
+
+        With `jax.config.update("jax_compilation_cache_dir", folder)` before it, a later process finds what was compiled
+        in the folder. Where the batch is fixed the sizes are its own.
+
+        Raises:
+          UnsupportedError: batch sizes or a device that are none.
+        """
+        return ahead.compile_plan(self.plan, self.params, batch_sizes, device)
+
+    def export(
+        self, batch_size: int | None = None, *, platforms: Sequence[str] = ("cpu", "cuda")
+    ) -> jax.export.Exported:
+        """The model as StableHLO with its weights inside, for each of the platforms: `exported.call(*args)`, or
+        `exported.serialize()` for a file.
+
+        Args:
+          batch_size: of the arguments; None for any, which runs through XLA and calls no kernels.
+          platforms: "cpu" and "cuda", or one of them. Kernels for the GPU are chosen on this machine's, for an A100 and
+            later where it has none; to call those for the CPU, the process `import jaxq` first.
+
+        Raises:
+          UnsupportedError: a batch size that is none.
+        """
+        return ahead.export_plan(self.plan, self.params, batch_size, platforms)
 
     def tree_flatten(self) -> tuple[tuple[dict[str, Any]], Plan]:
         return (self.params,), self.plan

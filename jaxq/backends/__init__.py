@@ -26,6 +26,9 @@ from jaxq.graph.node import Graph, Node
 # XLA fuses these into the float ops around them, which then move no byte more: no kernel of ours is as fast.
 _BORDERS = frozenset({"quantize", "dequantize"})
 
+# What an export calls, which whoever runs it has to know: `import jaxq` for the first, JAX itself for the GPU's.
+CUSTOM_CALLS = (cpu.library.TARGET, "__gpu$xla.gpu.triton", "mosaic_gpu_v2")
+
 
 def gather(graph: Graph) -> Graph:
     """The graph with the CPU's regions, where there are kernels for it; a line in the log where there are none."""

@@ -266,6 +266,13 @@ _ROWS = (
     Row(jp.cond_p, "cond", lambda eqn: {"branches": tuple(eqn.params["branches"])}, _cond),
 )
 
+# Those whose result at a place hangs on the operands there alone.
+ELEMENTWISE = frozenset(
+    f"{_UNARY} {_BINARY} add_any and or xor not copy name sharding_constraint device_put optimization_barrier log2 "
+    "one_minus_square clamp select_n integer_pow round reduce_precision convert_element_type "
+    "bitcast_convert_type".split()
+)
+
 TABLE: dict[Primitive, Row] = {row.primitive: row for row in _ROWS if row.primitive is not None}
 BY_NAME: dict[str, Row] = {row.name: row for row in _ROWS}
 
