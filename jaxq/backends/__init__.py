@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax import lax
 from jax.extend.backend import backends
 
 import pallas_kernels
@@ -73,7 +72,7 @@ def choose(node: Node) -> Callable[..., Any]:
 
 def calibration() -> Kernels:
     """What calibration computes with: the CPU's kernels where there are some and JAX has no other devices, else XLA's.
-    (`lax.platform_dependent` would trace both for every value, which takes longer than to trace the network.)"""
+    (To ask for the platform at every value would take longer than to trace the network.)"""
     if cpu.available() is not None or backends().keys() != {"cpu"}:
         return XLA
     return Kernels(cpu.calibration.count, cpu.calibration.trials, cpu.calibration.trial_errors)
@@ -94,10 +93,10 @@ def _region(node: Node) -> Callable[..., Any]:
             *(x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands)
         )
 
+    either = pallas_kernels.by_platform({"cpu": call, "default": default})
+
     def run(*operands: Any) -> Any:
-        if _is_partitioned(operands):
-            return default(*operands)
-        return lax.platform_dependent(*operands, cpu=call, default=default)
+        return (default if _is_partitioned(operands) else either)(*operands)
 
     return run
 
