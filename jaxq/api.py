@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxq import backends, passes
 from jaxq.calibration import distributed, session
 from jaxq.calibration.batches import Batches, Signature
 from jaxq.calibration.observe import Statistics
-from jaxq.calibration.report import report
+from jaxq.calibration.report import report as calibration_report
 from jaxq.calibration.result import Calibration
 from jaxq.calibration.select import Errors, Tensor, candidates, select
 from jaxq.config import LayerRule, QuantConfig
@@ -30,9 +30,11 @@ from jaxq.passes import scales
 from jaxq.passes.measure import measure_errors
 from jaxq.passes.place import Placement, place
 from jaxq.plan import ahead, artifact
+from jaxq.plan import tune as tuning
 from jaxq.plan.ahead import CompiledModel
 from jaxq.plan.plan import Plan
-from jaxq.report import Summary, rows
+from jaxq.plan.timing import TimingCache
+from jaxq.report import Summary, Tuning, rows
 
 # Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
 # go forward.
@@ -48,6 +50,8 @@ def quantize(
     config: QuantConfig | None = None,
     static_kwargs: Mapping[str, Any] | None = None,
     allow_stale: bool = False,
+    tune: str | float = "off",
+    tune_batch: int | None = None,
 ) -> "QuantizedModel":
     """The same function in int8.
 
@@ -65,13 +69,17 @@ def quantize(
       config: methods and rules.
       static_kwargs: keyword arguments of every call, fixed, such as {"train": False}.
       allow_stale: take the calibration although the model or the variables have changed since.
+      tune: "off" leaves in int8 all that can be. "fast", "full" or a number of seconds (30 and 300) measures each layer
+        in int8 and in float on this machine, and then whole networks: int8, float, and the mix that keeps in float the
+        regions where int8 loses. The fastest is taken; `summary()` says what it took.
+      tune_batch: the batch size to measure at; that of the first calibration batch unless given.
 
     Raises:
       TraceError: the function does not trace, or is in training mode.
       CalibrationError: batches are missing, empty, malformed or not finite, or the calibration is of another network.
       UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
     """
-    config = _checked(config)
+    config, seconds = _checked(config), _budget(tune, tune_batch)
     variables, batches = _arguments(model, variables, batches)
     if calibration is None:
         stream = Batches(batches)
@@ -90,6 +98,8 @@ def quantize(
             raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
         calibration.check(network.fingerprint, allow_stale=allow_stale)
     _warn_of_unmatched_rules(network, config)
+    if seconds:
+        return _tuned(network, config, calibration, seconds, tune_batch)
     return _quantized(network, config, calibration)
 
 
@@ -146,6 +156,20 @@ def _checked(config: QuantConfig | None) -> QuantConfig:
     return config
 
 
+# Seconds that `tune` measures for.
+_BUDGETS = {"off": 0.0, "fast": 30.0, "full": 300.0}
+
+
+def _budget(tune: str | float, batch: int | None) -> float:
+    if batch is not None and not (isinstance(batch, int) and batch > 0):
+        raise UnsupportedError(f"tune_batch: takes a positive integer, not {batch!r}")
+    if isinstance(tune, str) and tune in _BUDGETS:
+        return _BUDGETS[tune]
+    if isinstance(tune, int | float) and not isinstance(tune, bool) and 0 < tune < float("inf"):
+        return float(tune)
+    raise UnsupportedError(f"tune: takes one of {tuple(_BUDGETS)} or a number of seconds, not {tune!r}")
+
+
 def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:
     """The variables and the batches, which for an NNX module stand in the place of the variables."""
     if isinstance(jnp.zeros(()), jax.core.Tracer):
@@ -165,8 +189,9 @@ def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Network:
-    """A traced function, its simplified float graph, and its variables."""
+    """A function of its variables, as traced, and its simplified float graph."""
 
+    function: Callable[..., Any]
     traced: Traced
     graph: Graph
     variables: Any
@@ -177,6 +202,7 @@ class _Network:
         return fingerprint(self.traced.graph)
 
     def place(self, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
+        """The placement without regard to speed."""
         placement = place(self.graph, config, unseen)
         if not any(node.op in WEIGHTED for node in placement.int8):
             raise UnsupportedError(
@@ -200,7 +226,7 @@ def _network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None
     fun, params = as_function(model, variables, static_kwargs or {})
     _check_variables(params)
     traced = trace(fun, params, signature.args)
-    return _Network(traced, verify(passes.simplify(traced.graph), "float"), params, signature)
+    return _Network(fun, traced, verify(passes.simplify(traced.graph), "float"), params, signature)
 
 
 def _calibrate(
@@ -218,7 +244,7 @@ def _calibrate(
     def settled(statistics: Statistics) -> bool:
         by = {tensor: "mse" if method == "auto" else method for tensor, method in methods.items()}
         chosen = select(by, statistics.histograms, {}, config.percentile)
-        return report(statistics, chosen, config.percentile).settled
+        return calibration_report(statistics, chosen, config.percentile).settled
 
     statistics = session.calibrate(
         network.graph,
@@ -256,14 +282,11 @@ def _errors(
     return {**stored, **measured}
 
 
-def _quantized(network: _Network, config: QuantConfig, calibration: Calibration) -> "QuantizedModel":
-    placement = network.place(config, calibration.statistics.unseen)
-    methods = scales.methods(placement, config)
-    histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
-    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
-    errors = _errors(network, placement, automatic, calibration, config.percentile)
-    chosen = select(methods, histograms, scales.measured_sums(network.graph, placement, errors), config.percentile)
-    thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
+def _quantized(
+    network: _Network, config: QuantConfig, calibration: Calibration, placement: Placement | None = None
+) -> "QuantizedModel":
+    placement = placement or network.place(config, calibration.statistics.unseen)
+    thresholds, chosen = _thresholds(network, config, calibration, placement)
     int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
 
     traced = network.traced
@@ -272,11 +295,52 @@ def _quantized(network: _Network, config: QuantConfig, calibration: Calibration)
         float_bytes=_size(jax.tree.leaves(network.variables)),
         int8_bytes=_size(int8.params.values()),
         fixed_because=traced.fixed_because,
-        methods=dict(Counter(method for method, _ in chosen.values()).most_common()),
+        methods=dict(Counter(chosen).most_common()),
         unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
     return _model(plan, int8.params)
+
+
+def _thresholds(
+    network: _Network, config: QuantConfig, calibration: Calibration, placement: Placement
+) -> tuple[dict[str, float], list[str]]:
+    """The threshold of every scale group by its name, and the methods that made them."""
+    methods = scales.methods(placement, config)
+    histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
+    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
+    errors = _errors(network, placement, automatic, calibration, config.percentile)
+    sums = scales.measured_sums(network.graph, placement, errors)
+    chosen = select(methods, histograms, sums, config.percentile)
+    return {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}, [m for m, _ in chosen.values()]
+
+
+def _tuned(
+    network: _Network, config: QuantConfig, calibration: Calibration, seconds: float, batch: int | None
+) -> "QuantizedModel":
+    """The fastest of int8, float and mixes of both, by what each takes on this machine."""
+    graph, unseen = network.graph, calibration.statistics.unseen
+    placement = network.place(config, unseen)
+    thresholds, _ = _thresholds(network, config, calibration, placement)
+    apart = passes.quantize(graph, placement, thresholds, config, merging=False)
+    leaves = zip(graph.inputs, calibration.signature.leaves, strict=True)
+    batch = batch or next((leaf.shape[0] for node, leaf in leaves if node.aval.leads_batch), 1)
+    cache = TimingCache()
+    twins = tuning.time_twins(graph, placement, apart, batch, cache, seconds / 2)
+    cache.save()
+
+    def model(in_float: Collection[str]) -> QuantizedModel:
+        reasons = {name: twins.reason(name) for name in in_float}
+        return _quantized(network, config, calibration, place(graph, config, unseen, reasons))
+
+    models = {name: model(in_float) for name, in_float in tuning.precisions(graph, placement, twins, seconds).items()}
+    args = tuning.arguments(graph, network.traced.in_tree, batch)
+    calls: dict[str, Any] = {name: partial(model, *args) for name, model in models.items()}
+    calls["function"] = partial(jax.jit(network.function), network.variables, *args)
+    found = tuning.fastest(calls, seconds / 2)
+    report = Tuning(cache.device, batch, found, tuning.choice(found), twins.layers(), cache.used)
+    best = models[report.chosen]
+    return QuantizedModel(best.params, replace(best.plan, summary=replace(best.summary(), tuning=report)))
 
 
 def _check_variables(params: Any) -> None:

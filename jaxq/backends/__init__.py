@@ -70,6 +70,11 @@ def choose(node: Node) -> Callable[..., Any]:
     return run
 
 
+def cpu_kernels() -> str:
+    """The instruction set of the CPU's kernels in use, or "XLA" where there are none."""
+    return cpu.isa() if cpu.available() is None else "XLA"
+
+
 def calibration() -> Kernels:
     """What calibration computes with: the CPU's kernels where there are some and JAX has no other devices, else XLA's.
     (To ask for the platform at every value would take longer than to trace the network.)"""

@@ -12,7 +12,7 @@ from jaxq.errors import UnsupportedError
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan.plan import Plan
-from jaxq.report import Row, Summary
+from jaxq.report import Row, Summary, Tuning
 from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
 
@@ -40,7 +40,10 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays
     decoder = _Decoder(arrays)
     graph = verify(decoder.graph(header["graph"]), "quantized")
     data = decoder.value(header["summary"])
-    summary = Summary(**(data | {"nodes": tuple(Row(**row) for row in data["nodes"])}))
+    tuning = data.get("tuning")
+    summary = Summary(
+        **(data | {"nodes": tuple(Row(**row) for row in data["nodes"]), "tuning": tuning and Tuning(**tuning)})
+    )
     in_tree, out_tree = decode_tree(header["in_tree"]), decode_tree(header["out_tree"])
     if (in_tree.num_leaves, out_tree.num_leaves) != (len(graph.inputs), len(graph.outputs)):
         raise ValueError("the signature does not fit the graph")
@@ -50,7 +53,8 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays
 
 def _summary_data(summary: Summary) -> dict[str, Any]:
     data = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
-    return data | {"nodes": tuple(dataclasses.asdict(row) for row in summary.nodes)}
+    nodes = tuple(dataclasses.asdict(row) for row in summary.nodes)
+    return data | {"nodes": nodes, "tuning": summary.tuning and dataclasses.asdict(summary.tuning)}
 
 
 @dataclasses.dataclass
