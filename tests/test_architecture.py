@@ -16,6 +16,8 @@ ORDER = (
     ("report",),
     ("backends",),
     ("plan",),
+    ("qmodel",),
+    ("build",),
     ("api",),
     ("__init__",),
 )

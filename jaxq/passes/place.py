@@ -73,7 +73,8 @@ def place(
         stays in float.
       in_float: {name of a node: why it stays in float} beside what the config says.
     """
-    parts = [_place(graph, config, in_float or {}), *_bodies(graph, config, unseen)]
+    in_float = in_float or {}
+    parts = [_place(graph, config, in_float), *_bodies(graph, config, unseen, in_float)]
     return Placement(
         frozenset().union(*(part.int8 for part in parts)),
         {node: group for part in parts for node, group in part.groups.items()},
@@ -81,7 +82,9 @@ def place(
     )
 
 
-def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Iterator[Placement]:
+def _bodies(
+    graph: Graph, config: QuantConfig, unseen: Collection[str], in_float: Mapping[str, str]
+) -> Iterator[Placement]:
     """The placements of all bodies in the graph."""
     for node in graph.nodes:
         for body in node.bodies:
@@ -90,8 +93,8 @@ def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Itera
             elif any(inner.name in unseen for inner in (*body.inputs, *body.nodes)):
                 yield _in_float(body.all_nodes, f"calibration never took this {_part(node)}")
             else:
-                yield _place(body, config, {}, in_body=True)
-                yield from _bodies(body, config, unseen)
+                yield _place(body, config, in_float, in_body=True)
+                yield from _bodies(body, config, unseen, in_float)
 
 
 def _part(node: Node) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -40,11 +41,11 @@ def interleaved(functions: Sequence[Callable[[], Any]], seconds: float) -> list[
 
 def _apart(taken: Sequence[Sequence[float]]) -> bool:
     quartiles = sorted(tuple(np.quantile(of_one, (0.25, 0.75))) for of_one in taken)
-    return all(one[1] < next_[0] for one, next_ in zip(quartiles, quartiles[1:], strict=False))
+    return all(one[1] < next_[0] for one, next_ in itertools.pairwise(quartiles))
 
 
 def device_label() -> str:
-    """What timings are of: the GPU's kind, or the processor's name, its cores and the instruction set of the kernels."""
+    """What timings are of: the GPU's kind, or the processor's name, its cores and the kernels' instruction set."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return str(device.device_kind)

@@ -143,12 +143,12 @@ def _borders(value: Aval, dtype: str) -> dict[str, _Call]:
 
 def _timed(calls: Mapping[str, _Call], cache: TimingCache) -> list[float]:
     """The seconds of each; of all anew, side by side, where one is not known."""
-    known = [cache.get(what) for what in calls]
-    if None in known:
-        known = list(interleaved(list(calls.values()), _TURNS))
+    known = [seconds for what in calls if (seconds := cache.get(what)) is not None]
+    if len(known) < len(calls):
+        known = interleaved(list(calls.values()), _TURNS)
         for what, seconds in zip(calls, known, strict=True):
             cache.put(what, seconds)
-    return [seconds for seconds in known if seconds is not None]
+    return known
 
 
 # How much of the borders' times alone they take in the network, where XLA fuses some: tried where there is time.
