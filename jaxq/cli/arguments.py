@@ -24,6 +24,13 @@ def batch_sizes(text: str) -> list[int]:
     return [batch_size(part) for part in text.split(",")]
 
 
+def seed(text: str) -> int:
+    """A seed, from the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a seed is a whole number from 0 on, not {text!r}")
+    return int(text)
+
+
 def check_batch(plan: Plan, given: Any) -> None:
     """A batch size is given only for a plan that takes any.
 
@@ -31,13 +38,18 @@ def check_batch(plan: Plan, given: Any) -> None:
       PlanError: the plan's is fixed.
     """
     if given is not None and not follows_batch(plan):
-        because = f": {plan.summary.fixed_because}" if plan.summary.fixed_because else ""
-        raise PlanError(f"--batch: the plan's batch size is fixed{because}; leave --batch out")
+        raise PlanError(f"--batch: the plan's batch size is {batch_of(plan)}; leave --batch out")
 
 
 def follows_batch(plan: Plan) -> bool:
     """Whether any argument has a batch of any size."""
     return any(node.aval.follows_batch for node in plan.graph.inputs)
+
+
+def batch_of(plan: Plan) -> str:
+    """The batch size in words: "any", or "fixed" and why."""
+    because = plan.summary.fixed_because
+    return "any" if follows_batch(plan) else f"fixed, {because}" if because else "fixed"
 
 
 def draw(plan: Plan, batch: int, seed: int) -> Any:

@@ -1,7 +1,9 @@
 """`jaxq bench`: how fast a plan is on this machine."""
 
 import argparse
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,12 +11,14 @@ import jax.numpy as jnp
 
 import jaxq
 from jaxq.cli import float_form
-from jaxq.cli.arguments import batch_sizes, check_batch, draw, follows_batch
+from jaxq.cli.arguments import batch_sizes, check_batch, draw, follows_batch, seed
 from jaxq.cli.layers import LayerTimes, layer_times
 from jaxq.cli.stopwatch import Times, first_call, interleaved, load
 from jaxq.cli.text import add_command, counted, print_json, progress, table
 from jaxq.graph.evaluate import evaluate
 from jaxq.plan.plan import Plan
+
+PERCENTILES = (50, 90, 99)
 
 _MORE = """\
 A call's time is from the call in Python to its result, of arguments that are on the device already. Arguments are drawn
@@ -47,7 +51,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--seconds", type=_seconds, default=2.0, metavar="S", help="for each batch size and precision (default: 2)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="K", help="of the drawn arguments (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="K", help="of the drawn arguments (default: 0)")
 
 
 def _seconds(text: str) -> float:
@@ -62,93 +66,106 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace) -> int:
     qmodel = jaxq.load(options.file)
-    check_batch(qmodel.plan, options.batch)
-    tables = float_form.unnamed(qmodel.plan.graph) if options.against else []
-    results = []
-    for batch in options.batch or [1]:
-        times = _whole(qmodel, batch, options)
-        layers = _layers(qmodel.plan, batch, options) if options.layers else None
-        results.append((batch if follows_batch(qmodel.plan) else None, times, layers))
+    plan = qmodel.plan
+    check_batch(plan, options.batch)
+    in_float = _in_float(plan) if options.against else None
+    batches = []
+    for size in options.batch or [1]:
+        label = f"batch {size}: " if follows_batch(plan) else ""
+        args = jax.device_put(draw(plan, size, options.seed))
+        functions: dict[str, Callable[[], Any]] = {"int8": functools.partial(qmodel, *args)}
+        if in_float is not None:
+            functions["float"] = in_float(size, args)
+        for name, function in functions.items():
+            progress(f"{label}{name} compiled in {first_call(function):.1f} s")
+        progress(f"{label}timing for {options.seconds * len(functions):g} s")
+        times, layers = interleaved(functions, options.seconds), None
+        if options.layers:
+            progress(f"{label}compiling layers, one by one, and timing for {options.seconds:g} s")
+            layers = layer_times(plan, size, options.seconds, options.seed)
+        batches.append(_Batch(size if follows_batch(plan) else None, times, layers))
     device = jax.devices()[0]
     facts = {
         "file": options.file,
         "device": f"{device.platform} ({device.device_kind})",
         "machine": load(),
         "jax": jax.__version__,
-        "float_form_with_tables": tables,
+        "tables_in_float": float_form.unnamed(plan.graph) if options.against else [],
     }
     if options.json:
-        print_json(facts | {"batches": [_data(*result) for result in results]})
+        print_json(facts | {"batches": [batch.data() for batch in batches]})
     else:
-        _print(facts, results)
+        _print(facts, batches)
     return 0
 
 
-def _whole(qmodel: Any, batch: int, options: argparse.Namespace) -> dict[str, Times]:
-    plan: Plan = qmodel.plan
-    args = jax.device_put(draw(plan, batch, options.seed))
-    functions: dict[str, Callable[[], Any]] = {"int8": lambda: qmodel(*args)}
-    if options.against:
-        graph, leaves = plan.graph.bind(batch), jax.tree.leaves(args)
-        compiled = jax.jit(lambda params, leaves: evaluate(graph, params, leaves, float_form.lower))
-        params = jax.tree.map(jnp.asarray, float_form.parameters(plan.graph))
-        functions["float"] = lambda: compiled(params, leaves)
-    for name, function in functions.items():
-        progress(f"batch {batch}: {name} compiled in {first_call(function):.1f} s")
-    progress(f"batch {batch}: timing for {options.seconds * len(functions):g} s")
-    return interleaved(functions, options.seconds)
+def _in_float(plan: Plan) -> Callable[[int, Any], Callable[[], Any]]:
+    """A batch size and arguments to the call of the plan's float form."""
+    params = jax.tree.map(jnp.asarray, float_form.parameters(plan.graph))
+
+    def at(size: int, args: Any) -> Callable[[], Any]:
+        graph = plan.graph.bind(size)
+        run = jax.jit(lambda params, leaves: evaluate(graph, params, leaves, float_form.lower))
+        return functools.partial(run, params, jax.tree.leaves(args))
+
+    return at
 
 
-def _layers(plan: Plan, batch: int, options: argparse.Namespace) -> LayerTimes:
-    progress(f"batch {batch}: compiling layers, one by one")
-    return layer_times(plan, batch, options.seconds, options.seed)
+@dataclass(frozen=True)
+class _Batch:
+    """What was timed at one batch size; None where the plan has one only."""
+
+    size: int | None
+    times: Mapping[str, Times]
+    layers: LayerTimes | None
+
+    @property
+    def label(self) -> str:
+        return "" if self.size is None else f"batch {self.size}: "
+
+    @property
+    def ratio(self) -> float | None:
+        """The time of float over that of int8, of their medians."""
+        return self.times["float"].median / self.times["int8"].median if "float" in self.times else None
+
+    def data(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"batch": self.size}
+        for name, times in self.times.items():
+            data[name] = {
+                "calls": len(times.calls),
+                **{f"p{percent}_ms": times.percentile(percent) for percent in PERCENTILES},
+                "calls_per_second": times.per_second,
+                "examples_per_second": None if self.size is None else self.size * times.per_second,
+            }
+        if self.ratio is not None:
+            data["float_over_int8"] = self.ratio
+        if self.layers is not None:
+            data["empty_call_ms"] = self.layers.empty_ms
+            data["layers"] = [
+                {"name": layer.name, "op": layer.op, "p50_ms": layer.ms, "share": layer.ms / self.layers.total}
+                for layer in self.layers.layers
+            ]
+        return data
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        for name, times in self.times.items():
+            percentiles = (f"{times.percentile(percent):.3f}" for percent in PERCENTILES)
+            throughput = f"{(self.size or 1) * times.per_second:,.1f}"
+            yield (str(self.size or "fixed"), name, *percentiles, throughput, f"{len(times.calls):,}")
 
 
-def _data(batch: int | None, times: dict[str, Times], layers: LayerTimes | None) -> dict[str, Any]:
-    whole = {
-        name: {
-            "calls": len(each.calls),
-            **{f"p{percent}_ms": each.percentile(percent) for percent in (50, 90, 99)},
-            "calls_per_second": each.per_second,
-            "examples_per_second": None if batch is None else batch * each.per_second,
-        }
-        for name, each in times.items()
-    }
-    data: dict[str, Any] = {"batch": batch, **whole}
-    if "float" in times:
-        data["float_over_int8"] = times["float"].median / times["int8"].median
-    if layers is not None:
-        data["empty_call_ms"] = layers.empty_ms
-        data["layers"] = [
-            {"name": layer.name, "op": layer.op, "p50_ms": layer.ms, "share": layer.ms / layers.total}
-            for layer in layers.layers
-        ]
-    return data
-
-
-def _print(facts: dict[str, Any], results: list[tuple[int | None, dict[str, Times], LayerTimes | None]]) -> None:
+def _print(facts: dict[str, Any], batches: list[_Batch]) -> None:
     print(f"{facts['file']} on {facts['device']}, {facts['machine']}, jax {facts['jax']}\n")
-    rows = [
-        (
-            "fixed" if batch is None else batch,
-            name,
-            *(f"{each.percentile(percent):.3f}" for percent in (50, 90, 99)),
-            f"{(batch or 1) * each.per_second:,.1f}",
-            f"{len(each.calls):,}",
-        )
-        for batch, times, _ in results
-        for name, each in times.items()
-    ]
-    per = "calls/s" if results[0][0] is None else "examples/s"
-    print(table(("batch", "precision", "p50 ms", "p90 ms", "p99 ms", per, "calls"), rows))
-    for batch, times, layers in results:
-        of = "" if batch is None else f"batch {batch}: "
-        if "float" in times:
-            print(f"{of}float takes {times['float'].median / times['int8'].median:.2f} x the time of int8 (p50)")
-        if layers is not None:
-            print(f"\n{of}int8 layers alone, {layers.total:.3f} ms together; an empty call: {layers.empty_ms:.3f} ms")
-            timed = [(each.name, each.op, f"{each.ms:.3f}", f"{each.ms / layers.total:.1%}") for each in layers.layers]
-            print(table(("layer", "op", "p50 ms", "share"), timed))
-    if facts["float_form_with_tables"]:
-        names = facts["float_form_with_tables"]
-        print(f"the float form looks {counted(len(names), 'function')} up in a table, as int8 does: {', '.join(names)}")
+    per = "calls/s" if batches[0].size is None else "examples/s"
+    head = ("batch", "precision", *(f"p{percent} ms" for percent in PERCENTILES), per, "calls")
+    print(table(head, [row for batch in batches for row in batch.rows()]))
+    for batch in batches:
+        if batch.ratio is not None:
+            print(f"{batch.label}float takes {batch.ratio:.2f} x the time of int8 (p50)")
+    if names := facts["tables_in_float"]:
+        print(f"float looks {counted(len(names), 'function')} up in a table, as int8 does: {', '.join(names)}")
+    for batch in batches:
+        if (layers := batch.layers) is not None:
+            print(f"\n{batch.label}int8 layers alone; an empty call takes {layers.empty_ms:.3f} ms")
+            rows = [(each.name, each.op, f"{each.ms:.3f}", f"{each.ms / layers.total:.1%}") for each in layers.layers]
+            print(table(("layer", "op", "p50 ms", "share"), rows))

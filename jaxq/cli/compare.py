@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Dim, Graph, Node
-from jaxq.graph.replay import is_int8
+from jaxq.graph.node import Dim, Graph, Node, is_int8
 from jaxq.models import shown
 from jaxq.plan.plan import Plan
 
@@ -35,11 +34,13 @@ class ArrayChange:
 
 @dataclass(frozen=True)
 class Changes:
-    """Attributes:
-    signature: lines of what differs in the arguments and results.
-    added, removed: names of nodes.
-    changed: by a node's name, what differs in it.
-    scales, arrays: those of nodes and arrays in both plans that differ; `compared_*` is how many both plans have.
+    """From an old plan to a new one.
+
+    Attributes:
+      signature: lines of what differs in the arguments and results.
+      added, removed: names of nodes.
+      changed: by a node's name, what differs in it.
+      scales, arrays: of those that both plans have, as many as `compared_...` says, the ones that differ.
     """
 
     signature: list[str]
@@ -96,7 +97,7 @@ def _signature(old: Plan, new: Plan) -> Iterator[str]:
 
 
 def _value(node: Node) -> str:
-    return f"{node.name} {node.aval}"
+    return f"{node.value}" if node.op == "const" else f"{node.name} {node.aval}"
 
 
 def _node(old: Node, new: Node) -> Iterator[str]:
@@ -112,12 +113,13 @@ def _node(old: Node, new: Node) -> Iterator[str]:
             yield f"{what} {a or 'nothing'} -> {b or 'nothing'}"
     if old.op == new.op:
         for key in sorted({*old.attrs, *new.attrs}):
-            if not _same(old.attrs.get(key), new.attrs.get(key)):
-                yield f"{key} {_short(old.attrs.get(key))} -> {_short(new.attrs.get(key))}"
-        for role in old.roles:
-            was, now = old.operand(role), new.get(role)
-            if now is not None and was.op == now.op == "const" and not _same(was.value, now.value):
-                yield f"{role} {_short(was.value)} -> {_short(now.value)}"
+            was, now = old.attrs.get(key), new.attrs.get(key)
+            if not _same(was, now):
+                yield f"{key} {_short(was)} -> {_short(now)}"
+    if (old.op, old.roles) == (new.op, new.roles):
+        for role, source, other in zip(_roles(old), old.inputs, new.inputs, strict=False):
+            if source.op == other.op == "const" and not _same(source.value, other.value):
+                yield f"{role or 'a constant'} {_short(source.value)} -> {_short(other.value)}"
 
 
 def _precision(node: Node) -> str:
@@ -129,10 +131,13 @@ def _avals(node: Node) -> str:
 
 
 def _sources(node: Node) -> list[str]:
-    """The values that the node reads, by role; an array by its role alone, as it is compared by itself."""
-    roles = node.roles or ("",) * len(node.inputs)
-    pairs = zip(roles, node.inputs, strict=True)
-    return [f"{role} {'a constant' if s.is_constant else s.name}".strip() for role, s in pairs]
+    """The values and arrays that the node reads, by role."""
+    pairs = zip(_roles(node), node.inputs, strict=True)
+    return [f"{role} {'a constant' if source.op == 'const' else source.name}".strip() for role, source in pairs]
+
+
+def _roles(node: Node) -> tuple[str, ...]:
+    return node.roles or ("",) * len(node.inputs)
 
 
 def _unlike(old: list[str], new: list[str]) -> tuple[str, str]:
@@ -143,9 +148,9 @@ def _unlike(old: list[str], new: list[str]) -> tuple[str, str]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Of attributes; the nodes of bodies are compared as all others are."""
+    """Of attributes. The nodes of bodies are compared as all others are."""
     if isinstance(a, Graph) and isinstance(b, Graph):
-        return True
+        return _same(_ends(a), _ends(b))
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_same, a, b))
     if isinstance(a, dict) and isinstance(b, dict):
@@ -153,6 +158,10 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray | np.generic) or isinstance(b, np.ndarray | np.generic):
         return _bytes(a) == _bytes(b)
     return bool(a == b)
+
+
+def _ends(body: Graph) -> tuple[tuple[str, ...], ...]:
+    return tuple(map(_value, body.inputs)), tuple(map(_value, body.outputs))
 
 
 def _bytes(value: Any) -> tuple[Any, ...]:
@@ -168,6 +177,8 @@ def _short(value: Any) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(map(_text, value))})"
+    if isinstance(value, Graph):
+        return f"a body of {_text(_ends(value))}"
     return "batch" if value == Dim(1, 0) else str(value)
 
 

@@ -23,8 +23,7 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.graph.evaluate import accumulate, reference
-from jaxq.graph.node import WEIGHTED, Graph, Node
-from jaxq.graph.replay import is_int8
+from jaxq.graph.node import WEIGHTED, Graph, Node, is_int8
 from jaxq.passes.elementwise import WORDS
 
 Function = Callable[[Any], Any]
@@ -149,9 +148,9 @@ def _tabled(node: Node, dtype: str, scale: float | None) -> _Tabled:
     word = node.attrs["word"] if node.op == "table" else node.fused[-2]
     table, step = np.asarray(node.operand("table").value), float(_scale(node))
     with jax.ensure_compile_time_eval():
-        named = None if scale is None else _named(word, numerics.levels(dtype) * scale, table, step)
-    if named is not None:
-        return _Tabled(named, True)
+        function = None if scale is None else named(word, numerics.levels(dtype) * scale, table, step)
+    if function is not None:
+        return _Tabled(function, True)
     multiplier = jnp.float32(1.0 if scale is None else 1.0 / scale)
 
     def looked_up(x: Any) -> Any:
@@ -161,8 +160,9 @@ def _tabled(node: Node, dtype: str, scale: float | None) -> _Tabled:
     return _Tabled(looked_up, False)
 
 
-def _named(word: str, x: np.ndarray, table: np.ndarray, step: float) -> Function | None:
-    """factor * f(x) or factor * f(-x), f the word's function, where that is within a step of the table's values."""
+def named(word: str, x: np.ndarray, table: np.ndarray, step: float) -> Function | None:
+    """factor * f(x) or factor * f(-x), f the word's function, if it is within a step of the table's values at the 256
+    real numbers x; None for any other."""
     y = table * step
     inside = np.abs(table.astype(np.int32)) < numerics.largest_level(table.dtype.name)  # the others may be cut off
     if word == "leaky_relu":

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any
 
-from jaxq.cli.arguments import follows_batch, shown
+from jaxq.cli.arguments import batch_of, shown
 from jaxq.cli.text import add_command, counted, print_json
 from jaxq.models import shown as structure
 from jaxq.plan import artifact
@@ -58,7 +58,7 @@ def _facts(path: str) -> tuple[dict[str, Any], Plan]:
         "signature": f"{structure(plan.in_tree)} -> {structure(plan.out_tree)}",
         "arguments": [{"name": node.name, **shown(node.aval)} for node in plan.graph.inputs],
         "results": [{"name": node.name, **shown(node.aval)} for node in plan.graph.outputs],
-        "batch": "any" if follows_batch(plan) else f"fixed: {summary.fixed_because}",
+        "batch": batch_of(plan),
         "weights": {"float_bytes": summary.float_bytes, "int8_bytes": summary.int8_bytes},
         "thresholds": dict(summary.methods),
         "unmatched_rules": summary.unmatched_rules,

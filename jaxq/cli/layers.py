@@ -12,8 +12,7 @@ from jaxq import backends
 from jaxq.cli.arguments import array
 from jaxq.cli.stopwatch import first_call, interleaved
 from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import ACCUMULATING, Graph, Node
-from jaxq.graph.replay import is_int8
+from jaxq.graph.node import ACCUMULATING, Graph, Node, is_int8
 from jaxq.plan.plan import Plan
 
 _COMPUTING = frozenset({*ACCUMULATING, "table", "quantize", "dequantize", "reduce_window_max", "reduce_max"})

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq import backends
-from jaxq.graph.node import LAYOUT, Graph, Node, topological
-from jaxq.graph.replay import is_int8, replay
+from jaxq.graph.node import LAYOUT, Graph, Node, is_int8, topological
+from jaxq.graph.replay import replay
 from jaxq.plan.plan import Plan
 
 
@@ -67,22 +67,23 @@ def differences(graph: Graph, values: dict[Node, np.ndarray]) -> Iterator[Differ
     node that differs is itself wrong, whatever was wrong before it."""
     for node in int8_nodes(graph):
         expected = replay(node)(*(_value(values, source) for source in node.inputs))
-        if (difference := compare(node, expected, values[node])) is not None:
-            yield difference
+        if (found := difference(node, expected, values[node])) is not None:
+            yield found
 
 
 def _value(values: dict[Node, np.ndarray], node: Node) -> np.ndarray:
     return np.asarray(node.value) if node.is_constant else values[node]
 
 
-def compare(node: Node, expected: np.ndarray, found: np.ndarray) -> Difference | None:
+def difference(node: Node, expected: np.ndarray, found: np.ndarray) -> Difference | None:
     """None where the values are equal, NaN to NaN and 0 to -0."""
     wide = [array.astype(np.float64) for array in (expected, found)]
     differ = ~((wide[0] == wide[1]) | (np.isnan(wide[0]) & np.isnan(wide[1])))
     if not np.any(differ):
         return None
     index = tuple(int(i) for i in np.argwhere(differ)[0])
-    largest = float(np.max(np.abs(wide[0] - wide[1])[differ]))
+    with np.errstate(invalid="ignore"):
+        largest = float(np.max(np.abs(wide[0] - wide[1])[differ]))
     return Difference(
         name=node.name,
         op=node.op,
@@ -109,6 +110,6 @@ def decibels(expected: np.ndarray, found: np.ndarray) -> float:
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if np.all(same):
         return np.inf
-    noise = np.sum(np.where(same, 0.0, a - b) ** 2)
-    signal = np.sum(np.where(same & ~np.isfinite(a), 0.0, a) ** 2)
+    noise = np.sum((a - b)[~same] ** 2)
+    signal = np.sum(a[np.isfinite(a)] ** 2)
     return float(10 * np.log10(signal / noise)) if np.isfinite(noise) and signal > 0 else -np.inf

@@ -60,9 +60,9 @@ def first_call(function: Callable[[], Any]) -> float:
 
 
 def load() -> str:
-    """How busy the machine is, in words; timings of a busy one are worth little."""
+    """How busy the machine is, in words: where more runs on it than it has cores, timings are worth little."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not hasattr(os, "getloadavg"):
         return f"{cores} cores"
     running = os.getloadavg()[0]
-    return f"{cores} cores, load {running:.1f}"
+    return f"{cores} cores, load {running:.1f}{': TOO BUSY, measure again' if running > cores + 1 else ''}"

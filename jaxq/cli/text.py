@@ -2,8 +2,9 @@
 
 import argparse
 import json
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -40,12 +41,16 @@ def _is_number(cell: str) -> bool:
 
 
 def print_json(data: Any) -> None:
-    """The data as JSON; what JSON lacks (tuples of dtypes, NumPy's numbers) as text or numbers."""
-    print(json.dumps(data, indent=2, default=_plain))
+    """The data as JSON; numbers that it lacks as text: "inf", "-inf", "nan"."""
+    print(json.dumps(_plain(data), indent=2, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def progress(message: str) -> None:

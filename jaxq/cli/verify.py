@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import jaxq
-from jaxq.cli.arguments import batch_size, check_batch, draw
-from jaxq.cli.probe import Difference, compare, decibels, differences, inside_bodies, int8_nodes, is_exact, probe
+from jaxq.cli.arguments import batch_size, check_batch, draw, seed
+from jaxq.cli.probe import Difference, decibels, difference, differences, inside_bodies, int8_nodes, is_exact, probe
 from jaxq.cli.text import add_command, counted, print_json, progress, table
 from jaxq.graph.node import Node
 
@@ -70,7 +70,7 @@ def add_to(commands: Any) -> None:
     parser = add_command(commands, "verify", run, "Computes a plan once more in NumPy and compares the bits.", _MORE)
     parser.add_argument("file", help="a .jaxq file")
     parser.add_argument("--batch", type=batch_size, metavar="N", help="batch size (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="K", help="of the drawn arguments (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="K", help="of the drawn arguments (default: 0)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _result(node: Node, expected: np.ndarray, served: np.ndarray) -> Result:
     bound_by = "bits" if is_exact(node) else "decibels" if node.aval.is_float else "nothing"
-    return Result(node.name, bound_by, decibels(expected, served), compare(node, expected, served))
+    return Result(node.name, bound_by, decibels(expected, served), difference(node, expected, served))
 
 
 def _print(wrong: list[Difference], results: list[Result], nodes: int, unseen: int) -> None:

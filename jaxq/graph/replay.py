@@ -2,7 +2,7 @@
 
 `replay` gives for a node of a bound int8 graph the function of its operands as NumPy arrays, with the bits that
 `numerics` prescribes. Sums are taken in float64, where products of bytes are exact up to 2**53. What only moves
-integers is moved; a move that has no line here (a gather) takes its definition in JAX, as there is no arithmetic in it.
+integers is moved; a move by indices (gather, dynamic_slice), in which there is no arithmetic, by its definition in JAX.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,17 +19,8 @@ from jaxq.numerics import BOUNDS, LARGEST
 Array = np.ndarray
 
 
-def is_int8(node: Node) -> bool:
-    """Whether the node computes with integers, makes them, or reads them: what `replay` takes."""
-    return node.op != "input" and not node.is_constant and (node.qtype is not None or _has_epilogue(node))
-
-
-def _has_epilogue(node: Node) -> bool:
-    return "multiplier" in node.roles or node.op == "dequantize"
-
-
 def replay(node: Node) -> Callable[..., Array]:
-    """The function of the node's operands, constants among them, to its value."""
+    """The function of an int8 node's operands, constants among them, to its value (`graph.node.is_int8`)."""
 
     def run(*operands: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -191,12 +182,6 @@ def _slice(x: Array, start_indices: Sequence[int], limit_indices: Sequence[int],
     return x[tuple(map(slice, start_indices, limit_indices, steps))]
 
 
-def _dynamic_slice(x: Array, *starts: Array, slice_sizes: Sequence[int]) -> Array:
-    """A start that would leave the array moves back into it."""
-    firsts = [min(max(int(i), 0), n - size) for i, n, size in zip(starts, x.shape, slice_sizes, strict=True)]
-    return x[tuple(slice(first, first + size) for first, size in zip(firsts, slice_sizes, strict=True))]
-
-
 def _same(x: Array, **_: Any) -> Array:
     return x
 
@@ -211,7 +196,6 @@ _MOVES: dict[str, Callable[..., Array]] = {
     "concatenate": lambda *xs, dimension: np.concatenate(xs, dimension),
     "stack": lambda *xs, axis: np.stack(xs, axis),
     "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
     "pad": _pad,
     "max": np.maximum,
     "min": np.minimum,
