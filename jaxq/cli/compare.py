@@ -1,6 +1,5 @@
 """What two plans differ in, as data."""
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,11 +52,8 @@ class Changes:
     compared_arrays: int
 
     @property
-    def any(self) -> bool:
+    def differ(self) -> bool:
         return bool(self.signature or self.added or self.removed or self.changed or self.scales or self.arrays)
-
-    def data(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def compare(old: Plan, new: Plan) -> Changes:

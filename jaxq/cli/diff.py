@@ -1,6 +1,7 @@
 """`jaxq diff`: in what two plans differ."""
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,10 +32,10 @@ def run(options: argparse.Namespace) -> int:
     (old, _), (new, _) = artifact.load(options.old), artifact.load(options.new)
     changes = compare(old, new)
     if options.json:
-        print_json({"old": options.old, "new": options.new, "differ": changes.any, **changes.data()})
+        print_json({"old": options.old, "new": options.new, "differ": changes.differ, **dataclasses.asdict(changes)})
     else:
-        print("\n\n".join(_sections(changes)) if changes.any else "no difference")
-    return 1 if changes.any else 0
+        print("\n\n".join(_sections(changes)) if changes.differ else "no difference")
+    return 1 if changes.differ else 0
 
 
 def _sections(changes: Changes) -> Iterator[str]:

@@ -49,7 +49,7 @@ def lower(node: Node) -> Callable[..., Any]:
         dtype = jnp.float32 if node.op == "quantize" else node.aval.dtype
         return lambda x, _: x.astype(dtype)
     if node.op == "table":
-        function = _tabled(node, node.operand("x").aval.dtype.name, _scale(node.operand("x"))).function
+        function = _tabled(node).function
         return lambda x, _: function(x.astype(jnp.float32))
     if "multiplier" in node.roles:
         return _accumulating(node)
@@ -60,14 +60,8 @@ def lower(node: Node) -> Callable[..., Any]:
 
 def unnamed(graph: Graph) -> list[str]:
     """The nodes whose function stays a table."""
-    found = []
-    for node in graph.all_nodes:
-        if node.get("table") is not None:
-            x = node.operand("x")
-            dtype, scale = (x.aval.dtype.name, _scale(x)) if node.op == "table" else ("int8", _unit(node))
-            if not _tabled(node, dtype, scale).has_name:
-                found.append(node.name)
-    return found
+    tables = (node for node in graph.all_nodes if node.get("table") is not None)
+    return [node.name for node in tables if not _tabled(node).has_name]
 
 
 def _scale(node: Node) -> Any:
@@ -102,7 +96,7 @@ def _accumulating(node: Node) -> Callable[..., Any]:
     if (residual := node.get("residual")) is not None:
         residual_factor = _factor(_constant(node, "residual_multiplier") * s / _scale(residual))
     lo, hi = _bounds(node, s)
-    function = None if node.get("table") is None else _tabled(node, "int8", unit).function
+    function = None if node.get("table") is None else _tabled(node).function
 
     def run(*operands: Any) -> Any:
         given = dict(zip(node.roles, operands, strict=True))
@@ -143,9 +137,13 @@ class _Tabled:
     has_name: bool
 
 
-def _tabled(node: Node, dtype: str, scale: float | None) -> _Tabled:
-    """`dtype` and `scale` are those of the table's input; values are in units of it where the scale is None."""
-    word = node.attrs["word"] if node.op == "table" else node.fused[-2]
+def _tabled(node: Node) -> _Tabled:
+    """The node's table, or that of its epilogue, where values are in its input's units if nobody knows its scale."""
+    x = node.operand("x")
+    if node.op == "table":
+        word, dtype, scale = node.attrs["word"], x.aval.dtype.name, _scale(x)
+    else:
+        word, dtype, scale = node.fused[-2], "int8", _unit(node)
     table, step = np.asarray(node.operand("table").value), float(_scale(node))
     with jax.ensure_compile_time_eval():
         function = None if scale is None else named(word, numerics.levels(dtype) * scale, table, step)

@@ -1,7 +1,6 @@
 """Files for the commands: a small network's, and variations of it."""
 
-import functools
-from types import SimpleNamespace
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -44,28 +43,53 @@ def cnn_params():
     return {k: (rng.normal(size=s) * np.sqrt(2 / np.prod(s[:-1]))).astype(np.float32) for k, s in shapes.items()}
 
 
-@pytest.fixture(scope="session")
-def files(tmp_path_factory):
-    """Paths of .jaxq files by what is in them: a perceptron of two layers, variations of it, and a small
-    convolutional network; `exact` is the function of the last in float, `folder` a place for more."""
-    folder = tmp_path_factory.mktemp("cli")
-    params, x = mlp_params(6, 5, 4), images(8, 6)
+class Files:
+    """Paths of .jaxq files by what is in them, each made when a test asks for it."""
 
-    def saved(name, fun, params, x, **choices):
-        path = str(folder / f"{name}.jaxq")
+    def __init__(self, folder):
+        self.folder = folder
+        self.params, self.x = mlp_params(6, 5, 4), images(8, 6)
+
+    def saved(self, name, fun, params, x, **choices):
+        path = str(self.folder / f"{name}.jaxq")
         jaxq.quantize(fun, params, [x], config=jaxq.QuantConfig(method="mse", **choices)).save(path)
         return path
 
-    found = {
-        "mlp": saved("mlp", mlp, params, x),
-        "other_data": saved("other_data", mlp, params, x * np.float32(1.5)),
-        "float_head": saved("float_head", mlp, params, x, rules=(jaxq.LayerRule("^1$", quantize=False),)),
-        "narrow": saved("narrow", mlp, mlp_params(6, 5, 3), x),
-        "cnn": saved("cnn", cnn, cnn_params(), images(4, 9, 8, 3)),
-        "two_weights": str(folder / "two_weights.jaxq"),
-    }
-    plan, arrays = artifact.load(found["mlp"])
-    changed = np.array(arrays["0/weight"])
-    changed.flat[[0, 3]] ^= 1
-    artifact.save(found["two_weights"], plan, {**arrays, "0/weight": changed})
-    return SimpleNamespace(**found, folder=folder, exact=jax.jit(functools.partial(cnn, cnn_params())))
+    @cached_property
+    def mlp(self):
+        """A perceptron of two layers."""
+        return self.saved("mlp", mlp, self.params, self.x)
+
+    @cached_property
+    def other_data(self):
+        return self.saved("other_data", mlp, self.params, self.x * np.float32(1.5))
+
+    @cached_property
+    def float_head(self):
+        return self.saved("float_head", mlp, self.params, self.x, rules=(jaxq.LayerRule("^1$", quantize=False),))
+
+    @cached_property
+    def narrow(self):
+        return self.saved("narrow", mlp, mlp_params(6, 5, 3), self.x)
+
+    @cached_property
+    def two_weights(self):
+        """The perceptron with two bytes of its first layer's weights changed."""
+        plan, arrays = artifact.load(self.mlp)
+        weight = np.array(arrays["0/weight"])
+        weight.flat[[0, 3]] ^= 1
+        path = str(self.folder / "two_weights.jaxq")
+        artifact.save(path, plan, {**arrays, "0/weight": weight})
+        return path
+
+    @cached_property
+    def cnn(self):
+        """A small convolutional network, whose function in float is `exact`."""
+        return self.saved("cnn", cnn, cnn_params(), images(4, 9, 8, 3))
+
+    exact = staticmethod(jax.jit(lambda x: cnn(cnn_params(), x)))
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    return Files(tmp_path_factory.mktemp("cli"))

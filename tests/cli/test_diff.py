@@ -1,14 +1,18 @@
 """`jaxq diff`."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 from networks import images
 
 import jaxq
 from jaxq.cli import main
+from jaxq.cli.compare import compare
+from jaxq.graph.node import Graph, constant
 
 
 def differences(old, new, capsys):
@@ -66,29 +70,34 @@ def test_signature(files, capsys):
     assert weight["changed"] == 15
 
 
-def test_constants_wiring_and_bodies(tmp_path, capsys):
+def test_constants_wiring_and_bodies():
     """What stands in a float graph: numbers, which operand is which, what a loop gives back."""
 
-    def network(number, swapped, last):
-        def fun(params, x):
-            y = lax.rem(x @ params["w"], jnp.full((), number, jnp.float32))
-            y = y - lax.sort(y) if swapped else lax.sort(y) - y
+    def fun(params, x):
+        y = lax.rem(x @ params["w"], jnp.full((), 2.5, jnp.float32))
+        turn = lambda c: (c[0] + 1, jnp.sin(c[1]), jnp.cos(c[2]))  # noqa: E731
+        return lax.while_loop(lambda c: c[0] < 3, turn, (0, y, lax.sort(y) - y))
 
-            def turn(carry):
-                a, b = jnp.sin(carry[1]), jnp.cos(carry[2])
-                return (carry[0] + 1, b, a) if last else (carry[0] + 1, a, b)
+    plan = jaxq.quantize(fun, {"w": images(6, 4)}, [images(8, 6)], config=jaxq.QuantConfig(method="mse")).plan
 
-            return lax.while_loop(lambda carry: carry[0] < 3, turn, (0, y, -y))
+    def changed(op, change):
+        """The lines about the only node that differs, once `change` has been at the nodes of that op."""
+        graph = plan.graph.map(lambda node: change(node) if node.op == op else node)
+        changes = compare(plan, dataclasses.replace(plan, graph=graph))
+        assert changes.differ and not (changes.added or changes.removed or changes.scales or changes.arrays)
+        ((_, lines),) = changes.changed.items()
+        return lines
 
-        path = str(tmp_path / f"{number}{swapped}{last}.jaxq")
-        config = jaxq.QuantConfig(method="mse")
-        jaxq.quantize(fun, {"w": images(6, 4)}, [images(8, 6)], config=config).save(path)
-        return path
+    other = constant(np.float32(3.5))
+    assert changed("rem", lambda node: node.replace(inputs=(node.inputs[0], other))) == ["a constant 2.5 -> 3.5"]
+    (line,) = changed("sub", lambda node: node.replace(inputs=node.inputs[::-1]))
+    assert line.startswith("reads sort")
 
-    plain = network(2.5, False, False)
-    for other in ((3.5, False, False), (2.5, True, False), (2.5, False, True)):
-        data = differences(plain, network(*other), capsys)
-        assert data["changed"] and not data["arrays"] and not data["scales"]
+    def crossed(body):
+        return Graph(body.inputs, (*body.outputs[:-2], *body.outputs[:-3:-1]))
+
+    (line,) = changed("while", lambda node: node.with_attrs(body=crossed(node.attrs["body"])))
+    assert line.startswith("body a body of ")
 
 
 def test_a_file_that_is_missing(files, capsys):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from nodes import convs, int8_node, leaf
 
 from jaxq.graph.evaluate import reference
-from jaxq.graph.node import Aval, Node, QType, constant
-from jaxq.graph.replay import is_int8, replay
+from jaxq.graph.node import Aval, Node, QType, constant, is_int8
+from jaxq.graph.replay import replay
 
 RNG = np.random.default_rng(0)
 INFINITE = {"lo": -np.inf, "hi": np.inf}
@@ -24,7 +24,7 @@ def check(node, operands):
     np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=15, derandomize=True)
+@settings(max_examples=10, derandomize=True)
 @given(convs())
 def test_convolutions(case):
     check(*case)
