@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     batches = []
     for size in options.batch or [1]:
         label = f"batch {size}: " if follows_batch(plan) else ""
-        args = jax.device_put(draw(plan, size, options.seed))
+        args = draw(plan, size, options.seed)
         functions: dict[str, Callable[[], Any]] = {"int8": functools.partial(qmodel, *args)}
         if in_float is not None:
             functions["float"] = in_float(size, args)

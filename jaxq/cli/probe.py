@@ -110,6 +110,6 @@ def decibels(expected: np.ndarray, found: np.ndarray) -> float:
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if np.all(same):
         return np.inf
-    noise = np.sum((a - b)[~same] ** 2)
+    noise = np.sum((a[~same] - b[~same]) ** 2)
     signal = np.sum(a[np.isfinite(a)] ** 2)
     return float(10 * np.log10(signal / noise)) if np.isfinite(noise) and signal > 0 else -np.inf

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     qmodel = jaxq.load(options.file)
     batch = options.batch or 1
     check_batch(qmodel.plan, options.batch)
-    args = jax.device_put(draw(qmodel.plan, batch, options.seed))
+    args = draw(qmodel.plan, batch, options.seed)
     progress("compiling, with every int8 node as a result")
     graph, values = probe(qmodel.plan, batch, args)
     nodes, unseen = len(int8_nodes(graph)), inside_bodies(graph)

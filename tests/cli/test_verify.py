@@ -77,6 +77,7 @@ def test_results_that_differ():
     assert decibels(a, b) == pytest.approx(10 * np.log10(5 / 1e-6))
     assert decibels(a, np.array([1.0, np.nan, np.nan])) == -np.inf
     assert decibels(np.zeros(3), b) == -np.inf
+    assert decibels(np.array([np.inf, 1.0]), np.array([np.inf, 1.1])) == pytest.approx(20)
     difference = jaxq.cli.probe.Difference("x", "dot", 1, 3, (1,), 2.0, 2.001, 0.001)
     assert not Result("x", "bits", 67.0, difference).is_right
     assert Result("x", "decibels", 67.0, difference).is_right
