@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Graph, Node
+from jaxq.graph.node import Aval, Graph, Node, is_int8
 
 _OPS = {
     "reduce_window_max": "pool",
@@ -160,7 +160,6 @@ def _row(node: Node, turns: int) -> Row:
         op = node.attrs["word"]
     elif op == "opaque":
         op = node.attrs["primitive"].name
-    int8 = node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
     data = [node.operand(role) for role in ("x", "y", "residual") if role in node.roles] if node.roles else node.inputs
     avals = [source.aval for source in data if isinstance(source.aval, Aval) and not source.is_constant]
     outs = (node.aval,) if isinstance(node.aval, Aval) else node.aval
@@ -170,7 +169,7 @@ def _row(node: Node, turns: int) -> Row:
     return Row(
         name=node.name,
         op=_OPS.get(op, op),
-        precision="int8" if int8 else "float",
+        precision="int8" if is_int8(node) else "float",
         fused=node.fused,
         macs=turns * _macs(node),
         reason=node.reason,
