@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jaxq.errors import UnsupportedError
+from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan.plan import Plan
@@ -38,13 +39,29 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
 def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays]:
     """The plan and its parameters."""
     decoder = _Decoder(arrays)
-    graph = verify(decoder.graph(header["graph"]), "quantized")
+    graph = _check_shapes(verify(decoder.graph(header["graph"]), "quantized"))
     summary = _summary(decoder.value(header["summary"]), graph)
     in_tree, out_tree = decode_tree(header["in_tree"]), decode_tree(header["out_tree"])
     if (in_tree.num_leaves, out_tree.num_leaves) != (len(graph.inputs), len(graph.outputs)):
         raise ValueError("the signature does not fit the graph")
     plan = Plan(graph, in_tree, out_tree, summary)
     return plan, graph.params
+
+
+def _check_shapes(graph: Graph) -> Graph:
+    """The graph itself, if every node makes what it says, at two examples as at any other number; a ValueError that
+    names the node where one does not."""
+
+    def check(node: Node, value: Any) -> None:
+        made = tuple(value) if isinstance(node.aval, tuple) else (value,)
+        avals = node.aval if isinstance(node.aval, tuple) else (node.aval,)
+        if tuple(Aval(y.shape, y.dtype) for y in made) != avals:
+            raise ValueError(f"{node!r} makes {', '.join(f'{y.dtype}{list(y.shape)}' for y in made)}")
+
+    bound = graph.bind(2)
+    arrays = [jax.ShapeDtypeStruct(node.aval.shape, node.aval.dtype) for node in bound.inputs]
+    jax.eval_shape(lambda params, inputs: evaluate(bound, params, inputs, tap=check), bound.params, arrays)
+    return graph
 
 
 def _summary_data(summary: Summary) -> dict[str, Any]:
