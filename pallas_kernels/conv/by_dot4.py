@@ -17,7 +17,7 @@ from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
 from pallas_kernels.conv import tiled
-from pallas_kernels.conv.config import ConvDot4Config
+from pallas_kernels.conv.config import ConvDot4Config, dot4_candidates, is_in_fours
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.dot4 import dot4, pack4
@@ -27,17 +27,34 @@ from pallas_kernels.tiles import Edge
 _UNROLLED = 8  # quadruples of taps
 
 
-def conv_by_dot4(
+def refuses(config: ConvDot4Config, geometry: Geometry) -> str | None:
+    """Why the tactic does not go with the geometry, or None."""
+    if is_in_fours(geometry):
+        return None
+    return f"{config}: dp4a takes depthwise convolutions with a filter for each channel, of channels in fours"
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[ConvDot4Config, ...]:
+    """Tactics worth timing, the default first; none for what it does not take."""
+    del x, w, epilogue, out_dtype
+    return dot4_candidates(geometry)
+
+
+def run(
     x: jax.Array,
     w: jax.Array,
     epilogue: Epilogue | None,
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: ConvDot4Config,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel: depthwise, of channels in fours."""
+    del offset  # dp4a takes uint8 as it is
     x, gather = prepare(x, geometry)
     signed, words = x.dtype == jnp.int8, gather.pixel // 4
     x, gather = pack4(x), dataclasses.replace(gather, pixel=words)

@@ -13,13 +13,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import tiles
+from pallas_kernels import compat, estimate, tiles
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.matmul import reference, schedule
 from pallas_kernels.matmul.config import Dot4Config, dot4_candidates
 from pallas_kernels.matmul.schedule import Schedule
 from pallas_kernels.tiles import Edge
+
+_PAIRS = 256  # that dp4a multiplies in a cycle, on a multiprocessor of an H100
 
 
 def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
@@ -32,6 +34,12 @@ def candidates(
 ) -> tuple[Dot4Config, ...]:
     """Tactics worth timing: distinct, all valid, the default first."""
     return dot4_candidates(math.prod(x.shape[:-2]), x.shape[-2], w.shape[-2], x.shape[-1])
+
+
+def cycles(config: Dot4Config, x: Any, w: Any) -> float:
+    """Estimated cycles of the busiest multiprocessor: those of its multiplications, if all have work."""
+    del config
+    return math.prod(x.shape) * w.shape[-2] / (_PAIRS * compat.core_count()) + estimate.LATENCY
 
 
 def run(

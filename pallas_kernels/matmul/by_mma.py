@@ -32,10 +32,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import shift, tiles
-from pallas_kernels.epilogue import Epilogue
+from pallas_kernels import compat, estimate, shift, tiles
+from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import reference, schedule
-from pallas_kernels.matmul.config import MmaConfig, mma_candidates
+from pallas_kernels.matmul.config import MmaConfig, mma_candidates, mma_cycles
 from pallas_kernels.matmul.schedule import Schedule
 from pallas_kernels.tiles import Edge
 
@@ -57,6 +57,13 @@ def candidates(
     return mma_candidates(math.prod(batch), m, w.shape[-2], k, has_residual=has_residual, is_shifted=is_shifted)
 
 
+def cycles(config: MmaConfig, x: Any, w: Any) -> float:
+    """Estimated cycles of the busiest multiprocessor, those of the pass that pads x included."""
+    *batch, m, k = x.shape
+    padding = estimate.copy(math.prod(x.shape)) if k % _COPY else 0.0
+    return mma_cycles(config, math.prod(batch), m, w.shape[-2], k) + padding
+
+
 def run(
     x: jax.Array,
     w: jax.Array,
@@ -68,6 +75,8 @@ def run(
     interpret: bool = False,
 ) -> jax.Array:
     """`matmul` of non-empty x (batches, M, K) and w (batches, N, K)."""
+    if not interpret:
+        require(compat.refuses_shared(config, config.shared_bytes))
     part = schedule.part_of(x, w, config.block_k, config.splits)
     as_float = reference.is_split(x, w)
     x, w = _pad(x), _pad(w)

@@ -5,7 +5,7 @@ import math
 
 from jax.experimental import pallas as pl
 
-from pallas_kernels import compat
+from pallas_kernels import compat, estimate
 from pallas_kernels.matmul.reference import PART
 
 _WARP = 32
@@ -14,14 +14,7 @@ _MOST_ACCUMULATORS = 128  # a thread: dp4a spills here already (16 bytes, sm_90)
 _GOOD_ACCUMULATORS = 32  # with what is loaded, up to 96 registers: no spills, and several programs fit
 _MOST_SPLITS = 64
 
-# Pairs of int8 that a multiprocessor multiplies in a cycle, by the first compute capability that does.
-_RATE = {100: 8192, 90: 4096, 86: 1024, 80: 2048, 0: 512}
-_FEW_ROWS_RATE = 2048  # at most, below 64 rows: without wgmma or tcgen05
-
-
-def _of_chip(table: dict[int, int]) -> int:
-    capability = compat.compute_capability() or 80  # what runs everywhere
-    return next(value for first, value in table.items() if capability >= first)
+_FEW_ROWS_PAIRS = 2048  # a cycle at most, in tiles of less than 64 rows: without wgmma or tcgen05
 
 
 def _require(ok: bool, message: str) -> None:
@@ -169,6 +162,7 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
     (128, 256, 64, 8),
     (128, 128, 64, 8),
     (128, 128, 64, 4),
+    (256, 64, 64, 8),
     (128, 64, 128, 4),
     (64, 256, 128, 8),
     (64, 128, 128, 4),
@@ -184,6 +178,7 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
 )
 _LEAST_STAGES, _MOST_STAGES = 3, 6  # one is multiplied, others are in flight; six cover the memory's latency
 _MMA_CANDIDATES = 10
+_BETWEEN = 100  # cycles from a step to the next: the warps that multiply meet, and start the copies, too
 
 
 def mma_candidates(
@@ -212,7 +207,7 @@ def mma_candidates(
                 config = MmaConfig(block_m, block_n, block_k, num_warps, stages, group, splits)
                 if _fits_registers(config, has_residual, is_shifted):
                     found.append(config)
-    found.sort(key=lambda config: _mma_cycles(config, batches, m, n, k, limit, cores))
+    found.sort(key=lambda config: mma_cycles(config, batches, m, n, k))
     # Of each tile the two best: neighbours in stages and splits differ little.
     kept, seen = [], dict[tuple[int, ...], int]()
     for config in dict.fromkeys(found):
@@ -243,22 +238,22 @@ def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> 
     return (config.block_m + config.block_n) * config.block_k <= 6 * _COPY * _WARP * config.num_warps
 
 
-def _mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, limit: int, cores: int) -> float:
-    """Estimated cycles of the busiest multiprocessor.
+def mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int) -> float:
+    """Estimated cycles of the busiest multiprocessor of the GPU in use.
 
-    It multiplies _RATE pairs a cycle, takes in up to 32 bytes a cycle from the L2, and no more than is in flight over a
-    latency of 800 cycles. A program begins with that latency and ends with about a cycle for 16 outputs, behind which
-    the others on the multiprocessor work.
+    It takes in no more than is in flight over a latency. A program begins with that latency, waits between its steps,
+    and ends with its outputs; behind all that the others on the multiprocessor work.
     """
-    rate = min(_of_chip(_RATE), _FEW_ROWS_RATE) if config.block_m < 64 else _of_chip(_RATE)
+    cores = compat.core_count()
+    pairs = estimate.pairs() if config.block_m >= 64 else min(estimate.pairs(), _FEW_ROWS_PAIRS)
     programs = batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits
     waves = pl.cdiv(programs, cores)
     registers = (config.accumulators + 64) * _WARP * config.num_warps
-    resident = max(1, min(limit // config.shared_bytes, 65536 // registers, waves))
+    resident = max(1, min(compat.shared_bytes() // config.shared_bytes, 65536 // registers, waves))
     loaded = (config.block_m + config.block_n) * config.block_k
-    intake = min(32.0, resident * (config.num_stages - 1) * loaded / 800)
-    step = max(config.block_m * config.block_n * config.block_k / rate, loaded / intake)
-    ends = pl.cdiv(waves, resident) * (config.block_m * config.block_n / 16 + 800)
+    intake = min(estimate.L2_BYTES, resident * (config.num_stages - 1) * loaded / estimate.LATENCY)
+    step = max(config.block_m * config.block_n * config.block_k / pairs, loaded / intake) + _BETWEEN / resident
+    end = config.block_m * config.block_n / estimate.OUTPUTS + estimate.LATENCY
     # The parts of a split K are written and read in int32, and a second kernel starts.
-    parts = 0.0 if config.splits == 1 else 3000 + 8 * batches * m * n * config.splits / (16 * cores)
-    return waves * pl.cdiv(pl.cdiv(k, config.block_k), config.splits) * step + ends + parts
+    parts = 0.0 if config.splits == 1 else estimate.copy(4 * batches * m * n * config.splits)
+    return waves * pl.cdiv(pl.cdiv(k, config.block_k), config.splits) * step + pl.cdiv(waves, resident) * end + parts
