@@ -10,7 +10,7 @@ import jax
 
 from pallas_kernels import compat, shift, table
 from pallas_kernels.conv import by_channel, by_dot4, by_mma, by_product
-from pallas_kernels.conv.config import ConvChannelConfig, ConvDot4Config, ConvMmaConfig
+from pallas_kernels.conv.config import ConvChannelConfig, ConvDot4Config, ConvMmaConfig, has_narrow_groups
 from pallas_kernels.conv.reference import conv_reference, supports
 from pallas_kernels.conv.window import Geometry, Window
 from pallas_kernels.epilogue import Epilogue, require
@@ -26,6 +26,7 @@ __all__ = [
     "conv",
     "conv_reference",
     "default_config",
+    "has_narrow_groups",
     "supports",
 ]
 

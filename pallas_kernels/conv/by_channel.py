@@ -51,11 +51,10 @@ def run(
     """`conv` of non-empty arrays, as one Triton kernel."""
     del offset  # uint8 is taken as it is
     x, gather = prepare(x, geometry)
-    terms = geometry.taps * geometry.depth
     return tiled.call(
         functools.partial(_accumulate, gather=gather, geometry=geometry, config=config),
         x,
-        w.reshape(geometry.features, terms).T,
+        tiled.channels_last(w),
         config.block_n,
         epilogue,
         geometry,

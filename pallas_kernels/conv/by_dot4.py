@@ -2,7 +2,8 @@
 
 A word of x holds four channels of a pixel. The words under four taps, transposed as 4 x 4 bytes, are four words that
 each hold four taps of one channel: 8 instructions, and 4 dp4a, for 16 products (one by one they take 16 conversions and
-16 multiply-adds).
+16 multiply-adds). The weights, with the channels last as a network has them, are transposed likewise, once for all
+pixels of a thread.
 """
 
 import dataclasses
@@ -58,12 +59,10 @@ def run(
     x, gather = prepare(x, geometry)
     signed, words = x.dtype == jnp.int8, gather.pixel // 4
     x, gather = pack4(x), dataclasses.replace(gather, pixel=words)
-    # (C, taps) to (taps / 4, 4, C / 4) words of four taps: channel 4 * i + j at [:, j, i].
-    w = jnp.transpose(pack4(w.reshape(geometry.features, geometry.taps)).reshape(words, 4, -1), (2, 1, 0))
     return tiled.call(
         functools.partial(_accumulate, gather=gather, signed=signed, config=config, interpret=interpret),
         x,
-        w,
+        pack4(tiled.channels_last(w)),
         config.block_n // 4,
         epilogue,
         geometry,
@@ -92,24 +91,30 @@ def _accumulate(
     in_words = tiles.mask((block_words,), (first_word, column[1] // 4))
     word = first_word + lax.iota(jnp.int32, block_words)
 
-    def accumulate(four: Any, accs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        under = []
-        for tap in range(4):
-            # Beyond the last tap the weights are 0: any pixel will do.
-            address, inside = pixels.under(lax.min(four * np.int32(4) + np.int32(tap), np.int32(gather.taps - 1)))
-            under.append(tiles.load(x_ref.at[block_of(address, word)], block_mask(inside, in_words, shape)))
-        by_channel = _transpose4(*under, interpret=interpret)
-        w = [across(tiles.load(w_ref.at[four, np.int32(j), :], in_words), shape) for j in range(4)]
+    zero = jnp.zeros(shape, jnp.int32), jnp.zeros((block_words,), jnp.int32)
+
+    def accumulate(first: Any, accs: tuple[jax.Array, ...], taps: int = 4) -> tuple[jax.Array, ...]:
+        x, w = [zero[0]] * 4, [zero[1]] * 4
+        for i in range(taps):
+            tap = first + np.int32(i)
+            address, inside = pixels.under(tap)
+            x[i] = tiles.load(x_ref.at[block_of(address, word)], block_mask(inside, in_words, shape))
+            w[i] = tiles.load(w_ref.at[tap, :], in_words)
+        by_channel = [_transpose4(*words, interpret=interpret) for words in (x, w)]
         return tuple(
-            dot4(x, w, acc, signed=signed, interpret=interpret) for x, w, acc in zip(by_channel, w, accs, strict=True)
+            dot4(x, across(w, shape), acc, signed=signed, interpret=interpret)
+            for x, w, acc in zip(*by_channel, accs, strict=True)
         )
 
-    accs: tuple[jax.Array, ...] = (jnp.zeros(shape, jnp.int32),) * 4
-    if w_ref.shape[0] > _UNROLLED:
-        accs = lax.fori_loop(0, w_ref.shape[0], accumulate, accs)
+    accs: tuple[jax.Array, ...] = (zero[0],) * 4
+    fours, rest = divmod(gather.taps, 4)
+    if fours > _UNROLLED:
+        accs = lax.fori_loop(0, fours, lambda four, accs: accumulate(four * np.int32(4), accs), accs)
     else:
-        for four in np.arange(w_ref.shape[0], dtype=np.int32):  # what interpret mode takes as an index
-            accs = accumulate(four, accs)
+        for four in np.arange(fours, dtype=np.int32):  # what interpret mode takes as an index
+            accs = accumulate(four * np.int32(4), accs)
+    if rest:
+        accs = accumulate(np.int32(4 * fours), accs, rest)
     halves = lax.stack((accs[0], accs[2]), axis=2), lax.stack((accs[1], accs[3]), axis=2)
     return lax.stack(halves, axis=3).reshape(config.block_m, config.block_n)
 

@@ -92,6 +92,22 @@ def test_compiles(target, shape):
         assert "serialized" not in kernel.ptxas
 
 
+def depthwise(x, w, epilogue, window):
+    """With the weights as a network has them."""
+    return conv(x, jnp.moveaxis(w, -1, 0), epilogue, window=window, out_dtype=jnp.uint8)
+
+
+@aot.required
+@pytest.mark.parametrize("channels", [32, 30])
+def test_depthwise_weights_are_read_as_a_network_has_them(channels):
+    around = window(padding=1, groups=channels)
+    x, w, epilogue = shapes((8, 56, 56, channels), (channels, 3, 3, 1), around)
+    w = jax.ShapeDtypeStruct((3, 3, 1, channels), w.dtype)
+    run = functools.partial(depthwise, window=around)
+    [kernel] = aot.compile("h100", run, x, w, epilogue)  # none transposes them
+    assert kernel.name == ("conv_dot4" if channels % 4 == 0 else "conv_channel")
+
+
 @aot.required
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["h100", "a100"])
