@@ -23,9 +23,6 @@ from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
 
-# XLA fuses these into the float ops around them, which then move no byte more: no kernel of ours is as fast.
-_BORDERS = frozenset({"quantize", "dequantize"})
-
 
 def gather(graph: Graph) -> Graph:
     """The graph with the CPU's regions, where there are kernels for it; a line in the log where there are none."""
@@ -58,7 +55,7 @@ def choose(node: Node) -> Callable[..., Any]:
         return by_xla(*plain(dict(enumerate(operands))).values())
 
     either: Callable[..., Any] = default
-    if node.op not in _BORDERS and pallas.supports(node) is None:
+    if pallas.supports(node) is None:
         either = pallas_kernels.on_cuda(pallas.lower(node), default)
 
     def run(*operands: Any) -> Any:
