@@ -107,5 +107,5 @@ def candidates(
     first = [kernel for kernel in found if found[kernel] and kernel not in _LAST]
     if not first:
         return next(found[kernel] for kernel in _LAST if found[kernel])
-    first.sort(key=lambda kernel: kernel.cycles(found[kernel][0], x, w, geometry))
+    first.sort(key=lambda kernel: kernel.cycles(found[kernel][0], x, w, epilogue, geometry))
     return tuple(config for kernel in first for config in found[kernel])

@@ -45,11 +45,12 @@ def candidates(
     return found[:_BESIDE_PRODUCT] if geometry.is_pointwise else found
 
 
-def cycles(config: ConvMmaConfig, x: Any, w: Any, geometry: Geometry) -> float:
+def cycles(config: ConvMmaConfig, x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry) -> float:
     """Estimated cycles of the busiest multiprocessor: those of the product in its tiles."""
     groups = geometry.window.groups
     tile = MmaConfig(config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
-    product = mma_cycles(tile, groups, geometry.rows, geometry.features // groups, geometry.taps * geometry.depth)
+    sizes = groups, geometry.rows, geometry.features // groups, geometry.taps * geometry.depth
+    product = mma_cycles(tile, *sizes, has_residual=epilogue is not None and epilogue.residual is not None)
     return max(product, estimate.memory(math.prod(x.shape) + math.prod(w.shape)))
 
 

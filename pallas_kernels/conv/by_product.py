@@ -33,11 +33,11 @@ def candidates(
     return matmul_candidates(*_types(x, w, epilogue, geometry), out_dtype=out_dtype)
 
 
-def cycles(config: Config, x: Any, w: Any, geometry: Geometry) -> float:
+def cycles(config: Config, x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry) -> float:
     """Estimated cycles of the busiest multiprocessor, those of the copy of the pixels included."""
-    pixels, w, _ = _types(x, w, None, geometry)
-    copied = set(geometry.window.strides) != {1}
-    return matmul_cycles(config, pixels, w) + (estimate.copy(math.prod(pixels.shape)) if copied else 0.0)
+    operands = _types(x, w, epilogue, geometry)
+    is_copied = set(geometry.window.strides) != {1}
+    return matmul_cycles(config, *operands) + (estimate.copy(math.prod(operands[0].shape)) if is_copied else 0.0)
 
 
 def run(

@@ -87,15 +87,15 @@ def candidates(
     def rank(kind: type) -> float:
         if kind is Dot4Config:
             return 0 if dot4_is_first else math.inf
-        return cycles(tactics[kind][0], x, w)
+        return cycles(tactics[kind][0], x, w, epilogue)
 
     return tuple(config for kind in sorted(tactics, key=rank) for config in tactics[kind])
 
 
-def cycles(config: Config, x: Any, w: Any) -> float:
+def cycles(config: Config, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
     """Estimated cycles of the busiest multiprocessor, those of what XLA does to x included."""
     kernel, _ = _KERNELS[type(config)]
-    return max(kernel.cycles(config, x, w), estimate.memory(math.prod(x.shape) + math.prod(w.shape)))
+    return max(kernel.cycles(config, x, w, epilogue), estimate.memory(math.prod(x.shape) + math.prod(w.shape)))
 
 
 def matmul(

@@ -79,8 +79,9 @@ def candidates(
     return tuple(sorted(found, key=lambda config: cycles(config, x, w)))
 
 
-def cycles(config: Tcgen05Config, x: Any, w: Any) -> float:
+def cycles(config: Tcgen05Config, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
     """Estimated cycles of the busiest block, the pass over a uint8 x included."""
+    del epilogue
     *batch, m, k = x.shape
     blocks = math.prod(batch) * pl.cdiv(m, _TILE_M) * pl.cdiv(w.shape[-2], config.tile_n)
     multiplied = _TILE_M * config.tile_n * DEPTH / estimate.pairs(100)

@@ -13,6 +13,7 @@ _COPY = 16  # bytes of an asynchronous copy
 _MOST_ACCUMULATORS = 128  # a thread: dp4a spills here already (16 bytes, sm_90), the tensor cores do not
 _GOOD_ACCUMULATORS = 32  # with what is loaded, up to 96 registers: no spills, and several programs fit
 _MOST_SPLITS = 64
+_MOST_RESIDENTS = 32  # blocks of a multiprocessor
 
 _FEW_ROWS_PAIRS = 2048  # a cycle at most, in tiles of less than 64 rows: without wgmma or tcgen05
 
@@ -74,6 +75,7 @@ class MmaConfig:
       num_stages: steps in shared memory at a time.
       group: tiles of rows that are walked through together, so that what they share stays in the L2.
       splits: shares of K, of as many programs; not used where K must be split for int32's sake.
+      residents: programs for each multiprocessor, that walk over the tiles (a persistent grid); 0: one for each tile.
 
     Raises:
       ValueError: where a block or num_warps is no power of two, the tensor cores have no such tile (at least 16 x 16 x
@@ -88,6 +90,7 @@ class MmaConfig:
     num_stages: int = 3
     group: int = 8
     splits: int = 1
+    residents: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -107,8 +110,8 @@ class MmaConfig:
             f"{self}: num_stages must be at least 1, and the ring of {self.shared_bytes} bytes fit into shared memory",
         )
         _require(
-            self.group > 0 and 0 < self.splits <= _MOST_SPLITS,
-            f"{self}: group must be at least 1, splits in [1, {_MOST_SPLITS}]",
+            self.group > 0 and 0 < self.splits <= _MOST_SPLITS and 0 <= self.residents <= _MOST_RESIDENTS,
+            f"{self}: group must be at least 1, splits in [1, {_MOST_SPLITS}], residents in [0, {_MOST_RESIDENTS}]",
         )
 
     @property
@@ -178,6 +181,9 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
 )
 _LEAST_STAGES, _MOST_STAGES = 3, 6  # one is multiplied, others are in flight; six cover the memory's latency
 _MMA_CANDIDATES = 10
+_WALKING = 2  # candidates with a persistent grid
+_START = 400  # cycles in which a program starts
+_OUTER_LOOP = 0.1  # of a tile's time, what an outer loop may cost: up to 64 more registers a thread
 _BETWEEN = 100  # cycles from a step to the next: the warps that multiply meet, and start the copies, too
 
 
@@ -207,15 +213,25 @@ def mma_candidates(
                 config = MmaConfig(block_m, block_n, block_k, num_warps, stages, group, splits)
                 if _fits_registers(config, has_residual, is_shifted):
                     found.append(config)
-    found.sort(key=lambda config: mma_cycles(config, batches, m, n, k))
+
+    def cycles(config: MmaConfig) -> float:
+        return mma_cycles(config, batches, m, n, k, has_residual=has_residual)
+
     # Of each tile the two best: neighbours in stages and splits differ little.
     kept, seen = [], dict[tuple[int, ...], int]()
-    for config in dict.fromkeys(found):
+    for config in sorted(dict.fromkeys(found), key=cycles):
         tile = config.block_m, config.block_n, config.block_k, config.num_warps
         seen[tile] = seen.get(tile, 0) + 1
         if seen[tile] <= 2:
             kept.append(config)
-    return tuple(kept[:_MMA_CANDIDATES])
+    kept = kept[:_MMA_CANDIDATES]
+    walking = [
+        dataclasses.replace(config, residents=_resident(config, has_residual))
+        for config in kept
+        if config.splits == 1 and _programs(config, batches, m, n) > _resident(config, has_residual) * cores
+    ]
+    kept += [config for config in walking if _fits_registers(config, has_residual, is_shifted)][:_WALKING]
+    return tuple(sorted(kept, key=cycles))
 
 
 def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> bool:
@@ -238,22 +254,36 @@ def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> 
     return (config.block_m + config.block_n) * config.block_k <= 6 * _COPY * _WARP * config.num_warps
 
 
-def mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int) -> float:
+def mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, *, has_residual: bool) -> float:
     """Estimated cycles of the busiest multiprocessor of the GPU in use.
 
     It takes in no more than is in flight over a latency. A program begins with that latency, waits between its steps,
-    and ends with its outputs; behind all that the others on the multiprocessor work.
+    and ends with its outputs; behind all that the others on the multiprocessor work. A persistent grid starts no
+    program for a tile, but its outer loop takes registers from the inner one: it is for tiles that are soon done.
     """
-    cores = compat.core_count()
     pairs = estimate.pairs() if config.block_m >= 64 else min(estimate.pairs(), _FEW_ROWS_PAIRS)
-    programs = batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits
-    waves = pl.cdiv(programs, cores)
-    registers = (config.accumulators + 64) * _WARP * config.num_warps
-    resident = max(1, min(compat.shared_bytes() // config.shared_bytes, 65536 // registers, waves))
+    waves = pl.cdiv(_programs(config, batches, m, n), compat.core_count())
+    resident = min(_resident(config, has_residual), max(waves, 1))
     loaded = (config.block_m + config.block_n) * config.block_k
     intake = min(estimate.L2_BYTES, resident * (config.num_stages - 1) * loaded / estimate.LATENCY)
     step = max(config.block_m * config.block_n * config.block_k / pairs, loaded / intake) + _BETWEEN / resident
+    tile = pl.cdiv(pl.cdiv(k, config.block_k), config.splits) * step
     end = config.block_m * config.block_n / estimate.OUTPUTS + estimate.LATENCY
+    if config.residents:
+        tile *= 1 + _OUTER_LOOP
+    else:
+        end += _START
     # The parts of a split K are written and read in int32, and a second kernel starts.
     parts = 0.0 if config.splits == 1 else estimate.copy(4 * batches * m * n * config.splits)
-    return waves * pl.cdiv(pl.cdiv(k, config.block_k), config.splits) * step + pl.cdiv(waves, resident) * end + parts
+    return waves * tile + pl.cdiv(waves, resident) * end + parts
+
+
+def _programs(config: MmaConfig, batches: int, m: int, n: int) -> int:
+    """As many as there are tiles and parts."""
+    return batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits
+
+
+def _resident(config: MmaConfig, has_residual: bool) -> int:
+    """Programs that a multiprocessor has room for: beside a residual, accumulators take their registers twice."""
+    registers = (config.accumulators * (2 if has_residual else 1) + 64) * _WARP * config.num_warps
+    return max(1, min(compat.shared_bytes() // config.shared_bytes, 65536 // registers))

@@ -90,8 +90,9 @@ def candidates(
     return tuple(found[:8])
 
 
-def cycles(config: WgmmaConfig, x: Any, w: Any) -> float:
+def cycles(config: WgmmaConfig, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
     """Estimated cycles of the busiest block, the pass over a uint8 x included."""
+    del epilogue
     *batch, m, k = x.shape
     blocks = math.prod(batch) * pl.cdiv(m, config.tile_m * config.cluster) * pl.cdiv(w.shape[-2], config.tile_n)
     waves = pl.cdiv(blocks, compat.core_count() // config.cluster)
