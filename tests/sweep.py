@@ -1,12 +1,12 @@
-"""python tests/sweep.py h100 a100 b200: every tactic of the benchmark's cases and of the depthwise convolutions of
-EfficientNet-Lite0, compiled without a GPU; the registers, the shared memory and the spills of each kind of tile.
+"""python tests/sweep.py h100 a100 b200: every tactic of the benchmark's cases, of ResNet's wide convolutions with a
+shortcut behind them, and of EfficientNet-Lite0's depthwise ones, compiled without a GPU; the registers, the shared
+memory and the spills of each kind of tile.
 
 Needs what `aot` needs.
 """
 
 import dataclasses
 import functools
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +14,12 @@ from typing import Any
 
 import aot
 import jax.numpy as jnp
-from convolutions import EFFICIENTNET, shapes, window
+from convolutions import EFFICIENTNET, RESNET50, shapes, window
 
 from pallas_kernels import compat
 from pallas_kernels.bench.cases import timed
 from pallas_kernels.conv import candidates, conv
+from pallas_kernels.conv.window import Geometry
 
 GPUS = {"h100": ("NVIDIA H100 80GB HBM3", 132), "a100": ("NVIDIA A100-SXM4-80GB", 108), "b200": ("NVIDIA B200", 148)}
 
@@ -41,30 +42,50 @@ class Compiled:
         return f"{type(self.config).__name__.removesuffix('Config')} {'x'.join(blocks)}{warps}{forms}"
 
 
-def cases() -> Iterator[tuple[str, Any, tuple[Any, ...], tuple[Any, ...]]]:
-    """(name without the batch, function of the operands, their types, tactics), on the GPU in use."""
-    for case in timed():
-        yield re.sub(r"^conv \d+x", "conv ", case.name), case.kernel, case.types, case.candidates()
-    for x_shape, w_shape, stride in EFFICIENTNET:
+def cases() -> Iterator[tuple[str, Any, tuple[Any, ...], Any]]:
+    """(name, function of the operands, their types, config) of every tactic on the GPU in use, those left out whose
+    code differs from that of one before in its constants alone."""
+    found = [(case.name, case.kernel, case.types, case.candidates()) for case in timed()]
+    layers = [(*layer, None) for layer in EFFICIENTNET] + [(*layer, jnp.int8) for layer in RESNET50]
+    for x_shape, w_shape, stride, residual in layers:
         around = window(stride=stride, padding=w_shape[1] // 2, groups=x_shape[-1] // w_shape[-1])
-        types = shapes((32, *x_shape), w_shape, around, residual=None)
+        types = shapes((32, *x_shape), w_shape, around, residual=residual)
         run = functools.partial(conv, window=around, out_dtype=jnp.uint8)
-        configs = candidates(*types, window=around, out_dtype=jnp.uint8)
-        yield f"conv {x_shape} {w_shape} /{stride}", run, types, configs
-
-
-def sweep(target: str) -> Iterator[Compiled]:
-    """Compiles them all: of a layer at several batch sizes, each tactic once."""
-    with compat.gpu_target(*GPUS[target]):
-        found = list(cases())
+        name = f"conv {x_shape} {w_shape}{'' if residual is None else ' + shortcut'}"
+        found.append((name, run, types, candidates(*types, window=around, out_dtype=jnp.uint8)))
     seen = set()
     for name, run, types, configs in found:
         for config in configs:
-            if (name, config) not in seen:
-                seen.add((name, config))
-                kernels = aot.compile(target, functools.partial(run, config=config), *types)
-                [kernel] = [kernel for kernel in kernels if kernel.name.startswith(("matmul_", "conv_"))]
-                yield Compiled(name, config, kernel)
+            code = _code(run, types, config)
+            if code not in seen:
+                seen.add(code)
+                yield name, run, types, config
+
+
+def _code(run: Any, types: tuple[Any, ...], config: Any) -> Any:
+    """What the code hangs on: the tactic, the dtypes, the window, and along which axes the edge cuts a tile."""
+    x, w, epilogue = types[:3]
+    around, sizes = run.keywords.get("window"), dataclasses.asdict(config)
+    if around is None:
+        m, n, k, kernel = x.shape[-2], w.shape[-2], x.shape[-1], len(x.shape)
+    else:
+        geometry = Geometry.of(x, w, around)
+        m, n, k, kernel = geometry.rows, geometry.features, geometry.depth, geometry.kernel
+        around = dataclasses.replace(around, groups=min(around.groups, 2))
+    blocks = {"block_m": m, "tile_m": m, "block_n": n, "tile_n": n, "block_k": k}
+    cut = tuple(size % sizes[name] == 0 for name, size in blocks.items() if name in sizes)
+    tactic = dataclasses.replace(config, group=1) if "group" in sizes else config
+    return tactic, x.dtype, run.keywords["out_dtype"], epilogue.residual is None, around, kernel, k % 128, cut
+
+
+def sweep(target: str) -> Iterator[Compiled]:
+    """Compiles them all."""
+    with compat.gpu_target(*GPUS[target]):
+        found = list(cases())
+    for name, run, types, config in found:
+        kernels = aot.compile(target, functools.partial(run, config=config), *types)
+        [kernel] = [kernel for kernel in kernels if kernel.name.startswith(("matmul_", "conv_"))]
+        yield Compiled(name, config, kernel)
 
 
 def table(rows: list[Compiled]) -> Iterator[str]:
