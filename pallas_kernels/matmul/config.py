@@ -235,18 +235,22 @@ def mma_candidates(
 
 
 def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> bool:
-    """Whether the kernel compiles without spills.
+    """Whether the kernel compiles without spills (`tests/sweep.py`).
 
-    Up to 64 accumulators a thread it does; 128 leave no registers for a residual (48 to 1,200 bytes spill on sm_90).
-    Before sm_90 the tensor cores read both operands from registers: beside 128 accumulators a thread may copy 6 times
-    16 bytes in a step (with 8, 16 bytes spill). On sm_90 they read them from shared memory, but not x - 128, which is
-    computed in registers (488 bytes). sm_100 keeps the sums in its tensor memory and reads them all at once at the end:
-    128 of them spill 2,256 bytes, 64 of them 104 in tiles of 64 rows.
+    Up to 64 accumulators a thread it does; 128 leave no registers for a residual (48 to 1,200 bytes spill on sm_90),
+    nor do 64 in tiles of 128 x 128 with 128 bytes of K in a step (40 bytes on sm_90). Before sm_90 the tensor cores
+    read both operands from registers: beside 128 accumulators a thread may copy 6 times 16 bytes in a step (with 8, 16
+    bytes spill). On sm_90 they read them from shared memory, but not x - 128, which is computed in registers (488
+    bytes). sm_100 keeps the sums in its tensor memory and reads them all at once at the end: 128 of them spill 2,256
+    bytes, 64 of them 104 in tiles of 64 rows, and 1,200 beside a residual in a persistent grid.
     """
     capability = compat.compute_capability() or 80
     accumulators = config.accumulators
     if capability >= 100:
-        return accumulators <= (32 if config.block_m == 64 else 64)
+        is_crowded = config.block_m == 64 or (has_residual and config.residents)
+        return accumulators <= (32 if is_crowded else 64)
+    if has_residual and capability >= 90 and min(config.block_m, config.block_n) >= 128:
+        return accumulators <= 64 and config.block_k <= 64
     if accumulators <= 64 or has_residual:
         return accumulators <= 64
     if capability >= 90:
