@@ -149,6 +149,9 @@ def _by_mma(geometry: Geometry, has_residual: bool) -> Iterable[ConvMmaConfig]:
 
     sizes = (128, 64, 256, 32, 16)
     tiles = [tile for tile in itertools.product(sizes, sizes) if math.prod(tile) <= 128 * 128]
+    if (compat.compute_capability() or 0) >= 100:
+        # It reads a tile's sums from its tensor memory all at once: of 64 rows, 64 a thread spill 600 bytes.
+        tiles = [(block_m, block_n) for block_m, block_n in tiles if block_m != 64 or block_n <= 64]
     ordered = sorted(tiles, key=time)[:8]
     merge = can_merge(geometry) and geometry.depth < _NARROW
     forms = functools.partial(_forms, geometry, has_residual)
