@@ -19,7 +19,6 @@ from jaxq.calibration.observe import Statistics
 from jaxq.calibration.report import report
 from jaxq.calibration.result import Calibration
 from jaxq.calibration.select import Errors, Tensor, candidates, select
-from jaxq.calibration.step import rows as examples
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, TraceError, UnsupportedError
 from jaxq.graph.fingerprint import Fingerprint, fingerprint
@@ -35,9 +34,8 @@ from jaxq.plan.plan import Plan
 from jaxq.report import Summary, rows
 
 # Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
-# go forward, so that it is done for one in 32 of those counted, but for as many as tell candidates apart.
-NUM_SAMPLES = 8
-FEWEST_SAMPLES = 4
+# go forward.
+NUM_SAMPLES = 6
 
 
 def quantize(
@@ -248,14 +246,12 @@ def _errors(
         return stored
     histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
     if stored:
-        known = scales.measured_sums(placement, stored)
+        known = scales.measured_sums(network.graph, placement, stored)
         found = {tensor.name: set(candidates(tensor, histograms, percentile).values()) for tensor in tensors}
         if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
             return stored
     kernels = backends.calibration()
-    count = max(FEWEST_SAMPLES, min(NUM_SAMPLES, calibration.statistics.num_examples // 32))
-    measured_on = examples(network.graph, samples, slice(count))
-    measured = measure_errors(network.graph, placement, tensors, histograms, measured_on, percentile, kernels)
+    measured = measure_errors(network.graph, placement, tensors, histograms, samples, percentile, kernels)
     return {**stored, **measured}
 
 
@@ -265,7 +261,7 @@ def _quantized(network: _Network, config: QuantConfig, calibration: Calibration)
     histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
     automatic = [tensor for tensor, method in methods.items() if method == "auto"]
     errors = _errors(network, placement, automatic, calibration, config.percentile)
-    chosen = select(methods, histograms, scales.measured_sums(placement, errors), config.percentile)
+    chosen = select(methods, histograms, scales.measured_sums(network.graph, placement, errors), config.percentile)
     thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
     int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
 

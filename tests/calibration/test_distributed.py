@@ -47,7 +47,7 @@ def finish(*processes):
 
 
 def test_on_eight_devices():
-    finish(start("-m", "pytest", "-q", "-p", "no:cacheprovider", HERE / "on_eight_devices.py", devices=8))
+    finish(start("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE / "on_eight_devices.py", devices=8))
 
 
 @pytest.mark.parametrize("mesh", [2, "devices", jax.devices()[:1]])
