@@ -4,6 +4,7 @@ Importing this silences, in the whole process, jax's warning that Triton-Pallas 
 """
 
 import contextlib
+import functools
 import re
 import warnings
 from collections.abc import Iterator
@@ -60,9 +61,14 @@ def compute_capability() -> int | None:
         return None
     gpu = _gpu()
     if device is not None and (gpu is None or device.device_kind != gpu.device_kind):
-        words = re.findall(r"\w+", device.device_kind)
-        return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), None)
+        return _capability_of(device.device_kind)
     return None if gpu is None else int(gpu.compute_capability.replace(".", ""))
+
+
+@functools.cache
+def _capability_of(device_kind: str) -> int | None:
+    words = re.findall(r"\w+", device_kind)
+    return next((_CAPABILITIES[word] for word in words if word in _CAPABILITIES), None)
 
 
 def shared_bytes() -> int:

@@ -18,19 +18,29 @@ def lower(f, *args):
 
 def text(lowered):
     """The Triton modules of a lowered function; jax stores them as MLIR bytecode in the custom calls."""
-    calls = []
-
-    def visit(op):
-        if op.name == "stablehlo.custom_call" and "triton" in str(op.attributes["call_target_name"]):
-            config = ir.DictAttr(op.attributes["mhlo.backend_config"])
-            calls.append(ir.StringAttr(config["ir"]).value_bytes)
-        return ir.WalkResult.ADVANCE
-
-    lowered.compiler_ir("stablehlo").operation.walk(visit)
+    calls = [ir.StringAttr(config["ir"]).value_bytes for config in _configs(lowered)]
     context = mlir.make_ir_context()
     triton_dialect.register_dialect(context)
     with context, ir.Location.unknown():
         return "\n".join(str(ir.Module.parse(call)) for call in calls)
+
+
+def grid(lowered):
+    """The programs of the one Triton kernel of a lowered function."""
+    [config] = _configs(lowered)
+    return ir.IntegerAttr(config["grid_x"]).value
+
+
+def _configs(lowered):
+    configs = []
+
+    def visit(op):
+        if op.name == "stablehlo.custom_call" and "triton" in str(op.attributes["call_target_name"]):
+            configs.append(ir.DictAttr(op.attributes["mhlo.backend_config"]))
+        return ir.WalkResult.ADVANCE
+
+    lowered.compiler_ir("stablehlo").operation.walk(visit)
+    return configs
 
 
 def masks(module):

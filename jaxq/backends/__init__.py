@@ -22,9 +22,6 @@ from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Graph, Node
 
-# XLA fuses these into the float ops around them, which then move no byte more: no kernel of ours is as fast.
-_BORDERS = frozenset({"quantize", "dequantize"})
-
 # What an export calls, which whoever runs it has to know: `import jaxq` for the first, JAX itself for the GPU's.
 CUSTOM_CALLS = (cpu.library.TARGET, "__gpu$xla.gpu.triton", "mosaic_gpu_v2")
 
@@ -60,7 +57,7 @@ def choose(node: Node) -> Callable[..., Any]:
         return by_xla(*plain(dict(enumerate(operands))).values())
 
     either: Callable[..., Any] = default
-    if node.op not in _BORDERS and pallas.supports(node) is None:
+    if pallas.supports(node) is None:
         either = pallas_kernels.on_cuda(pallas.lower(node), default)
 
     def run(*operands: Any) -> Any:

@@ -16,7 +16,7 @@ from pallas_kernels.conv import Window, conv, conv_reference
 from pallas_kernels.conv import candidates as conv_candidates
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul import Tcgen05Config, WgmmaConfig, kernels, matmul, matmul_reference, tma
+from pallas_kernels.matmul import MmaConfig, Tcgen05Config, WgmmaConfig, kernels, matmul, matmul_reference, tma
 
 BOUNDS: dict[str, tuple[float, float]] = {
     "int8": (-127, 127),
@@ -167,6 +167,8 @@ TMA_CONFIGS = (
     Tcgen05Config(64, 2),
     Tcgen05Config(256, 2),
 )
+# More tiles than a persistent grid has programs.
+WALKED, WALKING = (3, 300, 129, 70), MmaConfig(16, 16, 64, residents=1)
 # x, features, kernel, strides, padding, dilation, groups
 CONVS: tuple[tuple[Any, ...], ...] = (
     ((2, 9, 11, 5), 7, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
@@ -194,6 +196,10 @@ def _matmuls(tiny: bool) -> Iterator[Check]:
         for kind, kernel in kernels(*types, out_dtype=form.out).items():
             config = kernel.candidates(*types, out_dtype=form.out)[0]
             yield _matmul(shape, form, operands, config, kind.__name__)
+    for seed, form in enumerate(() if tiny else FORMS):
+        operands = _product(seed, WALKED, form)
+        if MmaConfig in kernels(*jax.eval_shape(operands), out_dtype=form.out):
+            yield _matmul(WALKED, form, operands, WALKING, str(WALKING))
     for seed, (shape, form) in enumerate(() if tiny else itertools.product(TMA_MATMULS, FORMS)):
         operands = _product(seed, shape, form)
         types = jax.eval_shape(operands)

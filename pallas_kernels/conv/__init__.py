@@ -1,23 +1,20 @@
-"""conv: int8 convolution with the epilogue fused in. One definition (`reference`), several kernels beside it."""
+"""conv: int8 convolution with the epilogue fused in. One definition (`reference`), several kernels beside it.
 
-import dataclasses
-from typing import Any
+A kernel is a module with `refuses`, `candidates`, `cycles` and `run`; the type of a config says which kernel it is of.
+A new one is a row in the table.
+"""
+
+from typing import Any, get_args
 
 import jax
-from jax import lax
 
-from pallas_kernels import compat, shift
-from pallas_kernels.conv import config as tactics
-from pallas_kernels.conv.by_channel import conv_by_channel
-from pallas_kernels.conv.by_dot4 import conv_by_dot4
-from pallas_kernels.conv.by_mma import conv_by_mma
-from pallas_kernels.conv.config import ConvChannelConfig, ConvDot4Config, ConvMmaConfig
+from pallas_kernels import compat, shift, table
+from pallas_kernels.conv import by_channel, by_dot4, by_mma, by_product
+from pallas_kernels.conv.config import ConvChannelConfig, ConvDot4Config, ConvMmaConfig, has_narrow_groups
 from pallas_kernels.conv.reference import conv_reference, supports
 from pallas_kernels.conv.window import Geometry, Window
 from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import Config as MatmulConfig
-from pallas_kernels.matmul import candidates as matmul_candidates
-from pallas_kernels.matmul import matmul
 
 __all__ = [
     "Config",
@@ -29,10 +26,19 @@ __all__ = [
     "conv",
     "conv_reference",
     "default_config",
+    "has_narrow_groups",
     "supports",
 ]
 
 Config = ConvMmaConfig | ConvChannelConfig | ConvDot4Config | MatmulConfig
+
+_KERNELS: table.Table = {
+    **dict.fromkeys(get_args(MatmulConfig), (by_product, table.EVERY)),
+    ConvMmaConfig: (by_mma, compat.INT8_DOT),
+    ConvDot4Config: (by_dot4, table.EVERY),
+    ConvChannelConfig: (by_channel, table.EVERY),
+}
+_LAST = by_dot4, by_channel  # on the CUDA cores, for what no other kernel has a tactic for, in this order
 
 
 def conv(
@@ -71,20 +77,12 @@ def conv(
     if 0 in (*x.shape, geometry.rows, geometry.features):  # no grid, or no loads: there is only an epilogue
         return conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
     config = config or default_config(x, w, epilogue, window=window, out_dtype=out_dtype)
-    require(_refuses(config, geometry))
-    if isinstance(config, ConvMmaConfig) and not interpret:
-        require(compat.refuses_shared(config, config.shared_bytes))
-    if isinstance(config, ConvMmaConfig):
-        return conv_by_mma(
-            x, w, epilogue, geometry, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret
-        )
-    if isinstance(config, ConvChannelConfig):
-        return conv_by_channel(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
-    if isinstance(config, ConvDot4Config):
-        return conv_by_dot4(x, w, epilogue, geometry, out_dtype=out_dtype, config=config, interpret=interpret)
-    operands = _product(x, w, epilogue, geometry)
-    y = matmul(*operands, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret)
-    return y.reshape(geometry.out_shape)
+    kernel = table.kernel_of(config, _KERNELS, interpret=interpret)
+    require(kernel.refuses(config, geometry))
+    out: jax.Array = kernel.run(
+        x, w, epilogue, geometry, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret
+    )
+    return out
 
 
 def default_config(
@@ -104,28 +102,10 @@ def candidates(
     """
     require(supports(x, w, epilogue, window=window, out_dtype=out_dtype))
     geometry = Geometry.of(x, w, window)
-    has_residual = epilogue is not None and epilogue.residual is not None
-    as_conv = tactics.candidates(geometry, has_residual=has_residual)
-    if not geometry.is_pointwise:
-        return as_conv
-    product = jax.eval_shape(lambda x, w, epilogue: _product(x, w, epilogue, geometry), x, w, epilogue)
-    as_product = matmul_candidates(*product, out_dtype=out_dtype)
-    # With strides, a convolution saves the copy of the pixels that the product reads.
-    return as_product if set(window.strides) == {1} else (*as_product, *as_conv[:4])
-
-
-def _product(
-    x: jax.Array, w: jax.Array, epilogue: Epilogue | None, geometry: Geometry
-) -> tuple[jax.Array, jax.Array, Epilogue | None]:
-    """The arguments of the matrix product that a pointwise convolution is."""
-    rows, features, depth = geometry.rows, geometry.features, geometry.depth
-    pixels = lax.slice(x, (0,) * x.ndim, x.shape, (1, *geometry.window.strides, 1))
-    if epilogue is not None and epilogue.residual is not None:
-        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(rows, features))
-    return pixels.reshape(rows, depth), w.reshape(features, depth), epilogue
-
-
-def _refuses(config: Config, geometry: Geometry) -> str | None:
-    if isinstance(config, ConvMmaConfig | ConvChannelConfig | ConvDot4Config):
-        return tactics.refuses(config, geometry)
-    return None if geometry.is_pointwise else f"{config} is of a matrix product, which this convolution is not"
+    kernels = dict.fromkeys(table.able(_KERNELS).values())
+    found = {kernel: kernel.candidates(x, w, epilogue, geometry, out_dtype=out_dtype) for kernel in kernels}
+    first = [kernel for kernel in found if found[kernel] and kernel not in _LAST]
+    if not first:
+        return next(found[kernel] for kernel in _LAST if found[kernel])
+    first.sort(key=lambda kernel: kernel.cycles(found[kernel][0], x, w, epilogue, geometry))
+    return tuple(config for kernel in first for config in found[kernel])

@@ -14,7 +14,7 @@ from jax import lax
 
 from pallas_kernels import tiles
 from pallas_kernels.conv import tiled
-from pallas_kernels.conv.config import ConvChannelConfig
+from pallas_kernels.conv.config import ConvChannelConfig, channel_candidates
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
@@ -23,23 +23,38 @@ from pallas_kernels.tiles import Edge
 _UNROLLED = 32  # terms of a sum: beyond that the code only grows, loads enough are in flight
 
 
-def conv_by_channel(
+def refuses(config: ConvChannelConfig, geometry: Geometry) -> str | None:
+    """Why the tactic does not go with the geometry, or None."""
+    del config, geometry
+    return None
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[ConvChannelConfig, ...]:
+    """Tactics worth timing, the default first."""
+    del x, w, epilogue, out_dtype
+    return channel_candidates(geometry)
+
+
+def run(
     x: jax.Array,
     w: jax.Array,
     epilogue: Epilogue | None,
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: ConvChannelConfig,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel."""
+    del offset  # uint8 is taken as it is
     x, gather = prepare(x, geometry)
-    terms = geometry.taps * geometry.depth
     return tiled.call(
         functools.partial(_accumulate, gather=gather, geometry=geometry, config=config),
         x,
-        w.reshape(geometry.features, terms).T,
+        tiled.channels_last(w),
         config.block_n,
         epilogue,
         geometry,

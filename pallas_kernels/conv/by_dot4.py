@@ -2,7 +2,8 @@
 
 A word of x holds four channels of a pixel. The words under four taps, transposed as 4 x 4 bytes, are four words that
 each hold four taps of one channel: 8 instructions, and 4 dp4a, for 16 products (one by one they take 16 conversions and
-16 multiply-adds).
+16 multiply-adds). The weights, with the channels last as a network has them, are transposed likewise, once for all
+pixels of a thread.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ from jax.experimental.pallas import triton as pltriton
 
 from pallas_kernels import tiles
 from pallas_kernels.conv import tiled
-from pallas_kernels.conv.config import ConvDot4Config
+from pallas_kernels.conv.config import ConvDot4Config, dot4_candidates, is_in_fours
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.dot4 import dot4, pack4
@@ -27,26 +28,41 @@ from pallas_kernels.tiles import Edge
 _UNROLLED = 8  # quadruples of taps
 
 
-def conv_by_dot4(
+def refuses(config: ConvDot4Config, geometry: Geometry) -> str | None:
+    """Why the tactic does not go with the geometry, or None."""
+    if is_in_fours(geometry):
+        return None
+    return f"{config}: dp4a takes depthwise convolutions with a filter for each channel, of channels in fours"
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[ConvDot4Config, ...]:
+    """Tactics worth timing, the default first; none for what it does not take."""
+    del x, w, epilogue, out_dtype
+    return dot4_candidates(geometry)
+
+
+def run(
     x: jax.Array,
     w: jax.Array,
     epilogue: Epilogue | None,
     geometry: Geometry,
     *,
     out_dtype: jax.typing.DTypeLike,
+    offset: jax.Array | None = None,
     config: ConvDot4Config,
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel: depthwise, of channels in fours."""
+    del offset  # dp4a takes uint8 as it is
     x, gather = prepare(x, geometry)
     signed, words = x.dtype == jnp.int8, gather.pixel // 4
     x, gather = pack4(x), dataclasses.replace(gather, pixel=words)
-    # (C, taps) to (taps / 4, 4, C / 4) words of four taps: channel 4 * i + j at [:, j, i].
-    w = jnp.transpose(pack4(w.reshape(geometry.features, geometry.taps)).reshape(words, 4, -1), (2, 1, 0))
     return tiled.call(
         functools.partial(_accumulate, gather=gather, signed=signed, config=config, interpret=interpret),
         x,
-        w,
+        pack4(tiled.channels_last(w)),
         config.block_n // 4,
         epilogue,
         geometry,
@@ -75,24 +91,30 @@ def _accumulate(
     in_words = tiles.mask((block_words,), (first_word, column[1] // 4))
     word = first_word + lax.iota(jnp.int32, block_words)
 
-    def accumulate(four: Any, accs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        under = []
-        for tap in range(4):
-            # Beyond the last tap the weights are 0: any pixel will do.
-            address, inside = pixels.under(lax.min(four * np.int32(4) + np.int32(tap), np.int32(gather.taps - 1)))
-            under.append(tiles.load(x_ref.at[block_of(address, word)], block_mask(inside, in_words, shape)))
-        by_channel = _transpose4(*under, interpret=interpret)
-        w = [across(tiles.load(w_ref.at[four, np.int32(j), :], in_words), shape) for j in range(4)]
+    zero = jnp.zeros(shape, jnp.int32), jnp.zeros((block_words,), jnp.int32)
+
+    def accumulate(first: Any, accs: tuple[jax.Array, ...], taps: int = 4) -> tuple[jax.Array, ...]:
+        x, w = [zero[0]] * 4, [zero[1]] * 4
+        for i in range(taps):
+            tap = first + np.int32(i)
+            address, inside = pixels.under(tap)
+            x[i] = tiles.load(x_ref.at[block_of(address, word)], block_mask(inside, in_words, shape))
+            w[i] = tiles.load(w_ref.at[tap, :], in_words)
+        by_channel = [_transpose4(*words, interpret=interpret) for words in (x, w)]
         return tuple(
-            dot4(x, w, acc, signed=signed, interpret=interpret) for x, w, acc in zip(by_channel, w, accs, strict=True)
+            dot4(x, across(w, shape), acc, signed=signed, interpret=interpret)
+            for x, w, acc in zip(*by_channel, accs, strict=True)
         )
 
-    accs: tuple[jax.Array, ...] = (jnp.zeros(shape, jnp.int32),) * 4
-    if w_ref.shape[0] > _UNROLLED:
-        accs = lax.fori_loop(0, w_ref.shape[0], accumulate, accs)
+    accs: tuple[jax.Array, ...] = (zero[0],) * 4
+    fours, rest = divmod(gather.taps, 4)
+    if fours > _UNROLLED:
+        accs = lax.fori_loop(0, fours, lambda four, accs: accumulate(four * np.int32(4), accs), accs)
     else:
-        for four in np.arange(w_ref.shape[0], dtype=np.int32):  # what interpret mode takes as an index
-            accs = accumulate(four, accs)
+        for four in np.arange(fours, dtype=np.int32):  # what interpret mode takes as an index
+            accs = accumulate(four * np.int32(4), accs)
+    if rest:
+        accs = accumulate(np.int32(4 * fours), accs, rest)
     halves = lax.stack((accs[0], accs[2]), axis=2), lax.stack((accs[1], accs[3]), axis=2)
     return lax.stack(halves, axis=3).reshape(config.block_m, config.block_n)
 

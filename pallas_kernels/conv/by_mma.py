@@ -17,17 +17,44 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import shift, tiles
-from pallas_kernels.conv.config import ConvMmaConfig
+from pallas_kernels import compat, estimate, shift, tiles
+from pallas_kernels.conv.config import ConvMmaConfig, can_merge, mma_candidates
 from pallas_kernels.conv.gather import Gather, across, block_mask, block_of, prepare, written_out
 from pallas_kernels.conv.window import Geometry
-from pallas_kernels.epilogue import Epilogue
+from pallas_kernels.epilogue import Epilogue, require
+from pallas_kernels.matmul.config import MmaConfig, mma_cycles
 
 _COPIES = (4, 16)  # bytes of the smallest asynchronous copy, and of the largest
 _DEPTH = 32  # of one instruction of the tensor cores
+_BESIDE_PRODUCT = 4  # tactics worth timing where the tactics of a matrix product are, too
 
 
-def conv_by_mma(
+def refuses(config: ConvMmaConfig, geometry: Geometry) -> str | None:
+    """Why the tactic does not go with the geometry, or None."""
+    if config.merge_taps and not can_merge(geometry):
+        return f"{config}: taps merge only without groups and without dilation of the last axis"
+    return None
+
+
+def candidates(
+    x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry, *, out_dtype: jax.typing.DTypeLike
+) -> tuple[ConvMmaConfig, ...]:
+    """Tactics worth timing, the default first; none for groups too narrow for the tensor cores."""
+    del x, w, out_dtype
+    found = mma_candidates(geometry, has_residual=epilogue is not None and epilogue.residual is not None)
+    return found[:_BESIDE_PRODUCT] if geometry.is_pointwise else found
+
+
+def cycles(config: ConvMmaConfig, x: Any, w: Any, epilogue: Epilogue | None, geometry: Geometry) -> float:
+    """Estimated cycles of the busiest multiprocessor: those of the product in its tiles."""
+    groups = geometry.window.groups
+    tile = MmaConfig(config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
+    sizes = groups, geometry.rows, geometry.features // groups, geometry.taps * geometry.depth
+    product = mma_cycles(tile, *sizes, has_residual=epilogue is not None and epilogue.residual is not None)
+    return max(product, estimate.memory(math.prod(x.shape) + math.prod(w.shape)))
+
+
+def run(
     x: jax.Array,
     w: jax.Array,
     epilogue: Epilogue | None,
@@ -39,6 +66,8 @@ def conv_by_mma(
     interpret: bool = False,
 ) -> jax.Array:
     """`conv` of non-empty arrays, as one Triton kernel."""
+    if not interpret:
+        require(compat.refuses_shared(config, config.shared_bytes))
     groups = geometry.window.groups
     rows, columns = geometry.rows, geometry.features // groups
     if x.dtype == jnp.int8:

@@ -102,25 +102,37 @@ class ConvDot4Config:
         _check_accumulators(self, self.block_m * self.block_n)
 
 
-ConvConfig = ConvMmaConfig | ConvChannelConfig | ConvDot4Config
-
-
-def candidates(geometry: Geometry, *, has_residual: bool = False) -> tuple[ConvConfig, ...]:
-    """Tactics worth timing: distinct, all valid, the default first."""
-    capability = compat.compute_capability()
-    has_dot = capability is None or capability in compat.INT8_DOT
-    if not has_dot or (geometry.window.groups > 1 and geometry.depth < _NARROW):
-        return tuple(dict.fromkeys(_by_channel(geometry)))
+def mma_candidates(geometry: Geometry, *, has_residual: bool = False) -> tuple[ConvMmaConfig, ...]:
+    """Tactics of the tensor cores worth timing: distinct, all valid, the default first; none for narrow groups."""
+    if has_narrow_groups(geometry.window.groups, geometry.depth):
+        return ()
     return tuple(itertools.islice(dict.fromkeys(_by_mma(geometry, has_residual)), _CANDIDATES))
 
 
-def refuses(config: ConvConfig, geometry: Geometry) -> str | None:
-    """Why the tactic does not go with the geometry, or None."""
-    if isinstance(config, ConvMmaConfig) and config.merge_taps and not _can_merge(geometry):
-        return f"{config}: taps merge only without groups and without dilation of the last axis"
-    if isinstance(config, ConvDot4Config) and not _is_in_fours(geometry):
-        return f"{config}: dp4a takes depthwise convolutions with a filter for each channel, of channels in fours"
-    return None
+def dot4_candidates(geometry: Geometry) -> tuple[ConvDot4Config, ...]:
+    """Tactics of dp4a worth timing, likewise; none for what it does not take."""
+    return tuple(ConvDot4Config(*tile) for tile in _tiles_by_channel(geometry)) if is_in_fours(geometry) else ()
+
+
+def channel_candidates(geometry: Geometry) -> tuple[ConvChannelConfig, ...]:
+    """Tactics of the CUDA cores worth timing, likewise."""
+    return tuple(ConvChannelConfig(*tile) for tile in _tiles_by_channel(geometry))
+
+
+def has_narrow_groups(groups: int, depth: int) -> bool:
+    """Whether a group's channels are too few for the tensor cores."""
+    return groups > 1 and depth < _NARROW
+
+
+def can_merge(geometry: Geometry) -> bool:
+    """Whether the taps of a row of the kernel can be read as one."""
+    return geometry.window.groups == 1 and geometry.window.dilation[-1] == 1 and geometry.kernel[-1] > 1
+
+
+def is_in_fours(geometry: Geometry) -> bool:
+    """Whether it is depthwise, with a filter for each channel and the channels in fours."""
+    depthwise = geometry.depth == 1 and geometry.features == geometry.window.groups
+    return depthwise and geometry.features % 4 == 0
 
 
 def _by_mma(geometry: Geometry, has_residual: bool) -> Iterable[ConvMmaConfig]:
@@ -137,11 +149,14 @@ def _by_mma(geometry: Geometry, has_residual: bool) -> Iterable[ConvMmaConfig]:
 
     sizes = (128, 64, 256, 32, 16)
     tiles = [tile for tile in itertools.product(sizes, sizes) if math.prod(tile) <= 128 * 128]
+    if (compat.compute_capability() or 0) >= 100:
+        # It reads a tile's sums from its tensor memory all at once: of 64 rows, 64 a thread spill 600 bytes.
+        tiles = [(block_m, block_n) for block_m, block_n in tiles if block_m != 64 or block_n <= 64]
     ordered = sorted(tiles, key=time)[:8]
-    merge = _can_merge(geometry) and geometry.depth < _NARROW
+    merge = can_merge(geometry) and geometry.depth < _NARROW
     forms = functools.partial(_forms, geometry, has_residual)
     yield from (next(forms(*tile, merge)) for tile in ordered)
-    if _can_merge(geometry) and geometry.depth < 2 * _NARROW:
+    if can_merge(geometry) and geometry.depth < 2 * _NARROW:
         yield from (next(forms(*tile, not merge)) for tile in ordered[:2])
     for tile in ordered[:3]:
         yield from forms(*tile, merge)
@@ -159,31 +174,23 @@ def _forms(geometry: Geometry, has_residual: bool, block_m: int, block_n: int, m
             yield ConvMmaConfig(block_m, block_n, block_k, num_warps, num_stages, merge)
 
 
-def _by_channel(geometry: Geometry) -> Iterable[ConvChannelConfig | ConvDot4Config]:
+def _tiles_by_channel(geometry: Geometry) -> Iterable[tuple[int, int, int]]:
     """Tiles of 32, 16 and 64 outputs a thread: 16 channels are one load, and the weights serve several pixels."""
     sizes = sorted((64, 32, 128, 16), key=lambda block_n: pl.cdiv(geometry.features, block_n) * (block_n + 16))
     most = pl.next_power_of_2(max(geometry.features, 1))
+    tiles: dict[tuple[int, int, int], None] = {}
     for block_n in dict.fromkeys(min(size, most) for size in sizes[:3]):
         for outputs, num_warps in ((32, 4), (16, 4), (64, 4), (32, 8)):
             block_m = outputs * _THREADS_PER_WARP * num_warps // block_n
-            tile = (min(block_m, pl.next_power_of_2(max(geometry.rows, 1))), block_n, num_warps)
-            yield ConvDot4Config(*tile) if _is_in_fours(geometry) else ConvChannelConfig(*tile)
-
-
-def _can_merge(geometry: Geometry) -> bool:
-    return geometry.window.groups == 1 and geometry.window.dilation[-1] == 1 and geometry.kernel[-1] > 1
-
-
-def _is_in_fours(geometry: Geometry) -> bool:
-    depthwise = geometry.depth == 1 and geometry.features == geometry.window.groups
-    return depthwise and geometry.features % 4 == 0
+            tiles[min(block_m, pl.next_power_of_2(max(geometry.rows, 1))), block_n, num_warps] = None
+    return tiles
 
 
 def _is_power_of_two(number: int) -> bool:
     return number > 0 and not number & (number - 1)
 
 
-def _check_accumulators(config: ConvConfig, outputs: int) -> None:
+def _check_accumulators(config: ConvMmaConfig | ConvChannelConfig | ConvDot4Config, outputs: int) -> None:
     accumulators = pl.cdiv(outputs, _THREADS_PER_WARP * config.num_warps)
     if accumulators > _MAX_ACCUMULATORS:
         raise ValueError(f"{config}: {accumulators} accumulators a thread, at most {_MAX_ACCUMULATORS} fit")

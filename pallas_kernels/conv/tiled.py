@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
@@ -14,6 +15,12 @@ from pallas_kernels.conv.config import ConvChannelConfig, ConvDot4Config
 from pallas_kernels.conv.window import Geometry
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.tiles import Edge
+
+
+def channels_last(w: jax.Array) -> jax.Array:
+    """(O, kernel..., C / groups) to (terms, O). A network that has its channels last transposes to give the former: XLA
+    then transposes nothing."""
+    return jnp.moveaxis(w, 0, -1).reshape(-1, w.shape[0])
 
 
 def call(

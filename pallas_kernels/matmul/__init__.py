@@ -1,19 +1,18 @@
 """matmul: int8 matrix product with the epilogue fused in. One definition (`reference`), several kernels beside it.
 
-A kernel is a module with `supports`, `candidates` and `run`; the type of a config says which kernel it is of. A new one
-is a row in the table.
+A kernel is a module with `supports`, `candidates`, `cycles` and `run`; the type of a config says which kernel it is of.
+A new one is a row in the table.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import compat, shift
+from pallas_kernels import compat, estimate, shift, table
 from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import by_dot4, by_mma, by_tcgen05, by_wgmma
 from pallas_kernels.matmul.by_tcgen05 import Tcgen05Config
@@ -28,6 +27,7 @@ __all__ = [
     "Tcgen05Config",
     "WgmmaConfig",
     "candidates",
+    "cycles",
     "default_config",
     "kernels",
     "matmul",
@@ -37,16 +37,15 @@ __all__ = [
 
 Config = Dot4Config | MmaConfig | WgmmaConfig | Tcgen05Config
 
-# {config type: (kernel, compute capabilities that it compiles for)}, the slowest for many rows first.
-_KERNELS: dict[type, tuple[ModuleType, Sequence[int]]] = {
-    Dot4Config: (by_dot4, range(61, 1000)),
+# The kernel that is the fastest for many rows last.
+_KERNELS: table.Table = {
+    Dot4Config: (by_dot4, table.EVERY),
     MmaConfig: (by_mma, compat.INT8_DOT),
     WgmmaConfig: (by_wgmma, range(90, 91)),
     Tcgen05Config: (by_tcgen05, range(100, 101)),
 }
 _FEW_ROWS = 8  # so far dp4a keeps up with the memory
 _DOT4_ROWS = 16  # beyond that dp4a is far behind the tensor cores
-_UNKNOWN = 80  # the compute capability to plan for without a GPU
 
 
 def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
@@ -58,11 +57,10 @@ def kernels(
     x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
 ) -> dict[type, ModuleType]:
     """{config type: kernel} of all that take these on the GPU in use, the fastest for many rows first."""
-    capability = compat.compute_capability() or _UNKNOWN
     return {
         kind: module
-        for kind, (module, capabilities) in reversed(_KERNELS.items())
-        if capability in capabilities and module.supports(x, w, epilogue, out_dtype=out_dtype) is None
+        for kind, module in reversed(table.able(_KERNELS).items())
+        if module.supports(x, w, epilogue, out_dtype=out_dtype) is None
     }
 
 
@@ -80,14 +78,24 @@ def candidates(
       UnsupportedShapeError: where `supports` gives a reason.
     """
     require(supports(x, w, epilogue, out_dtype=out_dtype))
-    able, rows = list(kernels(x, w, epilogue, out_dtype=out_dtype).items()), x.shape[-2]
+    able, rows = kernels(x, w, epilogue, out_dtype=out_dtype), x.shape[-2]
     if len(able) > 1 and rows > _DOT4_ROWS:
-        able = [(kind, module) for kind, module in able if kind is not Dot4Config]
-    if any(kind is MmaConfig for kind, _ in able) and not _fill(x, w):
-        able.sort(key=lambda kernel: kernel[0] in (WgmmaConfig, Tcgen05Config))
-    if rows <= _FEW_ROWS or (rows <= _DOT4_ROWS and _is_unsigned(x, w)):
-        able.sort(key=lambda kernel: kernel[0] is not Dot4Config)
-    return tuple(c for _, module in able for c in module.candidates(x, w, epilogue, out_dtype=out_dtype))
+        able = {kind: module for kind, module in able.items() if kind is not Dot4Config}
+    tactics = {kind: module.candidates(x, w, epilogue, out_dtype=out_dtype) for kind, module in able.items()}
+    dot4_is_first = rows <= _FEW_ROWS or (rows <= _DOT4_ROWS and _is_unsigned(x, w))
+
+    def rank(kind: type) -> float:
+        if kind is Dot4Config:
+            return 0 if dot4_is_first else math.inf
+        return cycles(tactics[kind][0], x, w, epilogue)
+
+    return tuple(config for kind in sorted(tactics, key=rank) for config in tactics[kind])
+
+
+def cycles(config: Config, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
+    """Estimated cycles of the busiest multiprocessor, those of what XLA does to x included."""
+    kernel, _ = _KERNELS[type(config)]
+    return max(kernel.cycles(config, x, w, epilogue), estimate.memory(math.prod(x.shape) + math.prod(w.shape)))
 
 
 def matmul(
@@ -124,14 +132,7 @@ def matmul(
     if 0 in (*x.shape, n):  # no grid, or no loads: there is only an epilogue
         return matmul_reference(x, w, epilogue, out_dtype=out_dtype)
     config = config or default_config(x, w, epilogue, out_dtype=out_dtype)
-    module, capabilities = _KERNELS[type(config)]
-    capability = compat.compute_capability()
-    if not interpret and capability is not None and capability not in capabilities:
-        require(
-            f"{config} is of a kernel for sm_{capabilities[0]} to sm_{capabilities[-1]}, the GPU is sm_{capability}"
-        )
-    if not interpret and isinstance(config, MmaConfig):
-        require(compat.refuses_shared(config, config.shared_bytes))
+    module = table.kernel_of(config, _KERNELS, interpret=interpret)
     require(module.supports(x, w, epilogue, out_dtype=out_dtype))
     batches = math.prod(batch)
     x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)
@@ -141,12 +142,6 @@ def matmul(
         offset = offset.reshape(batches, n)
     out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret)
     return out.reshape(*batch, m, n)
-
-
-def _fill(x: Any, w: Any) -> bool:
-    """Whether tiles of at least 64 x 64, along all of K, give half of the multiprocessors work."""
-    tiles = math.prod(x.shape[:-2]) * (x.shape[-2] // 64) * (w.shape[-2] // 64)
-    return tiles >= compat.core_count() // 2
 
 
 def _is_unsigned(x: Any, w: Any) -> bool:

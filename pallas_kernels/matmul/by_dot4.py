@@ -13,13 +13,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import tiles
+from pallas_kernels import compat, estimate, tiles
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.matmul import reference, schedule
 from pallas_kernels.matmul.config import Dot4Config, dot4_candidates
-from pallas_kernels.matmul.schedule import Schedule
+from pallas_kernels.matmul.schedule import Columns, Schedule
 from pallas_kernels.tiles import Edge
+
+_PAIRS = 256  # that dp4a multiplies in a cycle, on a multiprocessor of an H100
 
 
 def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> str | None:
@@ -32,6 +34,12 @@ def candidates(
 ) -> tuple[Dot4Config, ...]:
     """Tactics worth timing: distinct, all valid, the default first."""
     return dot4_candidates(math.prod(x.shape[:-2]), x.shape[-2], w.shape[-2], x.shape[-1])
+
+
+def cycles(config: Dot4Config, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
+    """Estimated cycles of the busiest multiprocessor: those of its multiplications, if all have work."""
+    del config, epilogue
+    return math.prod(x.shape) * w.shape[-2] / (_PAIRS * compat.core_count()) + estimate.LATENCY
 
 
 def run(
@@ -78,8 +86,8 @@ def run(
 
 
 def _accumulate(
-    x_ref: Any,
-    w_ref: Any,
+    x: Columns,
+    w: Columns,
     extra: Any,
     row: Edge,
     column: Edge,
@@ -96,11 +104,11 @@ def _accumulate(
     def step(i: jax.Array, acc: jax.Array) -> jax.Array:
         start = i * plan.block_k
         here, depth = pl.ds(start, plan.block_k), (start, plan.k)
-        x = tiles.load(x_ref.at[:, here], tiles.mask((plan.block_m, plan.block_k), row, depth))
-        w = tiles.load(w_ref.at[:, here], tiles.mask((plan.block_n, plan.block_k), column, depth))
+        rows = tiles.load(x(here), tiles.mask((plan.block_m, plan.block_k), row, depth))
+        columns = tiles.load(w(here), tiles.mask((plan.block_n, plan.block_k), column, depth))
         return dot4(
-            lax.broadcast_in_dim(x, shape, (0, 2)),
-            lax.broadcast_in_dim(w, shape, (1, 2)),
+            lax.broadcast_in_dim(rows, shape, (0, 2)),
+            lax.broadcast_in_dim(columns, shape, (1, 2)),
             acc,
             signed=signed,
             b_signed=w_signed,

@@ -7,8 +7,9 @@ the one loop into a ring of asynchronous copies (`num_stages`). Those copy 4 to 
 alignment: K that is no multiple of 16 bytes is padded with zeros, one pass over x and w, where byte by byte loads would
 neither be asynchronous nor wide, for every tile anew. All other edges are masked.
 
-The grid is not persistent. A persistent program would hide its epilogue behind the next tile's loads, but in Triton
-only the inner of two loops is pipelined; of two programs on a multiprocessor, each hides what the other waits for.
+The grid is persistent where the config says so (`residents`), which saves the start of a program for each tile. It does
+not hide a tile's epilogue behind the next tile's loads, as it would by hand: in Triton only the inner of two loops is
+pipelined. Of two programs on a multiprocessor, each hides what the other waits for.
 
 The instructions take int8 alone. A uint8 operand less 128 is int8; with x = x' + 128 and w = w' + 128
 
@@ -32,11 +33,11 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 
-from pallas_kernels import shift, tiles
-from pallas_kernels.epilogue import Epilogue
+from pallas_kernels import compat, estimate, shift, tiles
+from pallas_kernels.epilogue import Epilogue, require
 from pallas_kernels.matmul import reference, schedule
-from pallas_kernels.matmul.config import MmaConfig, mma_candidates
-from pallas_kernels.matmul.schedule import Schedule
+from pallas_kernels.matmul.config import MmaConfig, mma_candidates, mma_cycles
+from pallas_kernels.matmul.schedule import Columns, Schedule
 from pallas_kernels.tiles import Edge
 
 _COPY = 16  # bytes of the widest asynchronous copy
@@ -57,6 +58,14 @@ def candidates(
     return mma_candidates(math.prod(batch), m, w.shape[-2], k, has_residual=has_residual, is_shifted=is_shifted)
 
 
+def cycles(config: MmaConfig, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
+    """Estimated cycles of the busiest multiprocessor, those of the pass that pads x included."""
+    *batch, m, k = x.shape
+    padding = estimate.copy(math.prod(x.shape)) if k % _COPY else 0.0
+    has_residual = epilogue is not None and epilogue.residual is not None
+    return mma_cycles(config, math.prod(batch), m, w.shape[-2], k, has_residual=has_residual) + padding
+
+
 def run(
     x: jax.Array,
     w: jax.Array,
@@ -68,12 +77,23 @@ def run(
     interpret: bool = False,
 ) -> jax.Array:
     """`matmul` of non-empty x (batches, M, K) and w (batches, N, K)."""
+    if not interpret:
+        require(compat.refuses_shared(config, config.shared_bytes))
     part = schedule.part_of(x, w, config.block_k, config.splits)
     as_float = reference.is_split(x, w)
     x, w = _pad(x), _pad(w)
     batches, m, k = x.shape
     plan = Schedule(
-        batches, m, w.shape[1], k, config.block_m, config.block_n, config.block_k, part=part, group=config.group
+        batches,
+        m,
+        w.shape[1],
+        k,
+        config.block_m,
+        config.block_n,
+        config.block_k,
+        part=part,
+        group=config.group,
+        most_programs=config.residents * compat.core_count() or None,
     )
     # Of (rows, columns): what the shift has taken from their sums, for each part of K.
     of_columns = None
@@ -106,8 +126,8 @@ def _offsets(v: jax.Array, part: int) -> jax.Array:
 
 
 def _accumulate(
-    x_ref: Any,
-    w_ref: Any,
+    x: Columns,
+    w: Columns,
     offsets: tuple[Any, Any],
     row: Edge,
     column: Edge,
@@ -117,17 +137,18 @@ def _accumulate(
 ) -> jax.Array:
     shape = (plan.block_m, plan.block_n)
 
-    def load(ref: Any, i: jax.Array, edge: Edge, block: int) -> jax.Array:
+    def load(at: Columns, i: jax.Array, edge: Edge, block: int) -> jax.Array:
         start = i * plan.block_k
+        ref = at(pl.ds(start, plan.block_k))
         inside = tiles.mask((block, plan.block_k), edge, (start, plan.k))
         # What lies outside is 0 after the shift.
         outside = shift.SHIFT if ref.dtype == jnp.uint8 else 0
-        return shift.signed(tiles.load(ref.at[:, pl.ds(start, plan.block_k)], inside, outside))
+        return shift.signed(tiles.load(ref, inside, outside))
 
     def step(i: jax.Array, acc: jax.Array) -> jax.Array:
-        x, w = load(x_ref, i, row, plan.block_m), load(w_ref, i, column, plan.block_n)
+        rows, columns = load(x, i, row, plan.block_m), load(w, i, column, plan.block_n)
         along_k = (((1,), (1,)), ((), ()))
-        return acc + lax.dot_general(x, w, along_k, preferred_element_type=jnp.int32)
+        return acc + lax.dot_general(rows, columns, along_k, preferred_element_type=jnp.int32)
 
     acc = jnp.zeros(shape, jnp.int32)
     for axis, (ref, edge) in enumerate(zip(offsets, (row, column), strict=True)):

@@ -5,6 +5,7 @@ consumers take one to the output while the other one grows. B300 (sm_103) has no
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -13,12 +14,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat
+from pallas_kernels import compat, estimate
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul import end, tma
+from pallas_kernels.matmul import tma, warpgroups
+from pallas_kernels.matmul.end import End
 from pallas_kernels.matmul.tma import CONSUMERS, DEPTH, SHARED_BYTES, supports
+from pallas_kernels.matmul.warpgroups import Grid
 
-__all__ = ["Tcgen05Config", "candidates", "default_config", "run", "supports"]
+__all__ = ["Tcgen05Config", "candidates", "cycles", "run", "supports"]
 
 _TILE_M = 128  # lanes of tensor memory
 _ACCUMULATORS = 2
@@ -62,18 +65,10 @@ class Tcgen05Config:
         return 32
 
 
-def default_config(
-    x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
-) -> Tcgen05Config:
-    """Heuristic tactic: the widest tile that leaves no multiprocessor without one."""
-    return candidates(x, w, epilogue, out_dtype=out_dtype)[0]
-
-
 def candidates(
     x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
 ) -> tuple[Tcgen05Config, ...]:
     """Tactics worth timing: distinct, all of them fit into the multiprocessor, the default first."""
-    *batch, m, _ = x.shape
     found = []
     for tile_n in (256, 128, 64):
         config = Tcgen05Config(tile_n, 2)
@@ -81,12 +76,20 @@ def candidates(
         if spare >= 0:
             stages = min(_MAX_STAGES, 2 + spare // ((_TILE_M + tile_n) * DEPTH))
             found.append(dataclasses.replace(config, stages=stages))
-    cores = compat.core_count()
-    rows = pl.cdiv(m, _TILE_M)
-    for size in batch:
-        rows *= size
-    found.sort(key=lambda config: pl.cdiv(rows * pl.cdiv(w.shape[-2], config.tile_n), cores) * config.tile_n)
-    return tuple(found)
+    return tuple(sorted(found, key=lambda config: cycles(config, x, w)))
+
+
+def cycles(config: Tcgen05Config, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
+    """Estimated cycles of the busiest block, the pass over a uint8 x included."""
+    del epilogue
+    *batch, m, k = x.shape
+    blocks = math.prod(batch) * pl.cdiv(m, _TILE_M) * pl.cdiv(w.shape[-2], config.tile_n)
+    multiplied = _TILE_M * config.tile_n * DEPTH / estimate.pairs(100)
+    loaded = (_TILE_M + config.tile_n) * DEPTH / estimate.L2_BYTES
+    product, end = pl.cdiv(k, DEPTH) * max(multiplied, loaded), _TILE_M * config.tile_n / estimate.OUTPUTS
+    # A tile is finished while the next one is multiplied; nothing hides the first one's first bytes, nor the last end.
+    waves = pl.cdiv(blocks, compat.core_count())
+    return waves * max(product, end) + end + estimate.LATENCY + tma.shift_cycles(x)
 
 
 def run(
@@ -101,72 +104,48 @@ def run(
 ) -> jax.Array:
     """`matmul` of arrays that `supports`, as one Mosaic kernel for sm_100."""
 
-    def scratch(n: int, k: int, epilogue: Epilogue | None, offset: Any) -> dict[str, Any]:
-        ring = tma.ring(config, k)
-        return ring | {
-            "empty": plgpu.Barrier(num_barriers=ring["x_ring"].shape[0], orders_tensor_core=True),
+    def barriers(slots: int) -> dict[str, Any]:
+        return {
+            "empty": plgpu.Barrier(num_barriers=slots, orders_tensor_core=True),
             "sums": plgpu.TMEM((_TILE_M, _ACCUMULATORS * config.tile_n), jnp.int32),
             "summed": plgpu.Barrier(num_barriers=_ACCUMULATORS, orders_tensor_core=True),
             "taken": plgpu.Barrier(num_barriers=_ACCUMULATORS, num_arrivals=CONSUMERS, orders_tensor_core=True),
-            "ends": end.scratch(config, n, epilogue, offset, out_dtype),
         }
 
-    return tma.launch(
-        _kernel,
-        scratch,
+    return warpgroups.launch(
+        _feed,
+        _consume,
+        barriers,
         x,
         w,
         epilogue,
         out_dtype=out_dtype,
         offset=offset,
         config=config,
+        layout=plgpu.Layout.TCGEN05,
         interpret=interpret,
         name="matmul_tcgen05",
     )
 
 
-def _kernel(
-    x: Any,
-    w: Any,
-    epilogue: Epilogue | None,
-    offset: Any,
-    out: Any,
-    *,
-    config: Tcgen05Config,
-    grid: tuple[int, int, int],
-    interpret: bool,
-    ends: dict[str, Any],
-    sums: Any,
-    summed: Any,
-    taken: Any,
-    **ring: Any,
+def _feed(
+    x: Any, w: Any, config: Tcgen05Config, grid: Grid, *, sums: Any, summed: Any, taken: Any, **ring: Any
 ) -> None:
-    warpgroup = lax.axis_index("warpgroup")
+    @plgpu.warp_map
+    def per_warp(warp: Any) -> None:
+        @pl.when(warp == _COPY_WARP)
+        def copy() -> None:
+            tma.produce(x, w, config, grid, **ring)
 
-    def feed() -> None:
-        @plgpu.warp_map
-        def per_warp(warp: Any) -> None:
-            @pl.when(warp == _COPY_WARP)
-            def copy() -> None:
-                tma.produce(x, w, config, grid, **ring)
-
-            @pl.when(warp == _MULTIPLY_WARP)
-            def multiply() -> None:
-                _multiply(x, config, grid, sums, summed, taken, **ring)
-
-    def consume() -> None:
-        layout = None if interpret else plgpu.Layout.TCGEN05
-        _consume(
-            end.End(config, warpgroup, epilogue, offset, out, layout=layout, **ends), config, grid, sums, summed, taken
-        )
-
-    lax.cond(warpgroup == CONSUMERS, feed, consume)
+        @pl.when(warp == _MULTIPLY_WARP)
+        def multiply() -> None:
+            _multiply(x, config, grid, sums, summed, taken, **ring)
 
 
 def _multiply(
     x: Any,
     config: Tcgen05Config,
-    grid: tuple[int, int, int],
+    grid: Grid,
     sums: Any,
     summed: Any,
     taken: Any,
@@ -207,10 +186,10 @@ def _multiply(
 
 
 def _consume(
-    mine: end.End, config: Tcgen05Config, grid: tuple[int, int, int], sums: Any, summed: Any, taken: Any
+    mine: End, x: Any, config: Tcgen05Config, grid: Grid, *, sums: Any, summed: Any, taken: Any, **ring: Any
 ) -> None:
-    columns = config.consumer_tile[1]
-    left = lax.axis_index("warpgroup") * columns
+    del x, ring  # the products are another warp's
+    left = mine.me * config.consumer_tile[1]
 
     def consume_tile(tile: Any, b: Any, row: Any, column: Any) -> None:
         which = lax.rem(tile, _ACCUMULATORS)

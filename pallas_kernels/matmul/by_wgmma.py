@@ -15,11 +15,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul import end, tma
+from pallas_kernels.matmul import tma, warpgroups
+from pallas_kernels.matmul.end import End
 from pallas_kernels.matmul.tma import CONSUMERS, supports
-from pallas_kernels.matmul.wgmma_config import WgmmaConfig, candidates, default_config
+from pallas_kernels.matmul.warpgroups import Grid
+from pallas_kernels.matmul.wgmma_config import WgmmaConfig, candidates, cycles
 
-__all__ = ["WgmmaConfig", "candidates", "default_config", "run", "supports"]
+__all__ = ["WgmmaConfig", "candidates", "cycles", "run", "supports"]
 
 # Of a thread; the three warpgroups share 65,536.
 _PRODUCER_REGISTERS = 40
@@ -38,72 +40,41 @@ def run(
 ) -> jax.Array:
     """`matmul` of arrays that `supports`, as one Mosaic kernel for sm_90."""
 
-    def scratch(n: int, k: int, epilogue: Epilogue | None, offset: Any) -> dict[str, Any]:
-        ring = tma.ring(config, k)
-        barriers = {"num_barriers": ring["x_ring"].shape[0], "num_arrivals": CONSUMERS}
-        empty: Any = plgpu.Barrier(**barriers)
-        if config.cluster > 1:
-            empty = plgpu.ClusterBarrier(collective_axes=("cluster",), **barriers)
-        return ring | {"empty": empty, "ends": end.scratch(config, n, epilogue, offset, out_dtype)}
+    def barriers(slots: int) -> dict[str, Any]:
+        if config.cluster == 1:
+            return {"empty": plgpu.Barrier(num_barriers=slots, num_arrivals=CONSUMERS)}
+        of_cluster = plgpu.ClusterBarrier(collective_axes=("cluster",), num_barriers=slots, num_arrivals=CONSUMERS)
+        return {"empty": of_cluster}
 
-    return tma.launch(
-        _kernel,
-        scratch,
+    return warpgroups.launch(
+        _feed,
+        _consume,
+        barriers,
         x,
         w,
         epilogue,
         out_dtype=out_dtype,
         offset=offset,
         config=config,
+        layout=plgpu.Layout.WGMMA,
         interpret=interpret,
         name="matmul_wgmma",
     )
 
 
-def _kernel(
-    x: Any,
-    w: Any,
-    epilogue: Epilogue | None,
-    offset: Any,
-    out: Any,
-    *,
-    config: WgmmaConfig,
-    grid: tuple[int, int, int],
-    interpret: bool,
-    ends: dict[str, Any],
-    **ring: Any,
-) -> None:
-    warpgroup = lax.axis_index("warpgroup")
-
-    def produce() -> None:
-        plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
-        tma.produce(x, w, config, grid, **ring)
-
-    def consume() -> None:
-        plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
-        layout = None if interpret else plgpu.Layout.WGMMA
-        mine = end.End(config, warpgroup, epilogue, offset, out, layout=layout, **ends)
-        _consume(mine, x, config, grid, **ring)
-
-    lax.cond(warpgroup == CONSUMERS, produce, consume)
+def _feed(x: Any, w: Any, config: WgmmaConfig, grid: Grid, **ring: Any) -> None:
+    plgpu.set_max_registers(_PRODUCER_REGISTERS, action="decrease")
+    tma.produce(x, w, config, grid, **ring)
 
 
 def _consume(
-    mine: end.End,
-    x: Any,
-    config: WgmmaConfig,
-    grid: tuple[int, int, int],
-    *,
-    x_ring: Any,
-    w_ring: Any,
-    full: Any,
-    empty: Any,
+    mine: End, x: Any, config: WgmmaConfig, grid: Grid, *, x_ring: Any, w_ring: Any, full: Any, empty: Any
 ) -> None:
+    plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
     slots, _, depth = x_ring.shape
     steps = pl.cdiv(x.shape[-1], depth)
     rows, columns = config.consumer_tile
-    warpgroup = lax.axis_index("warpgroup")
-    top, left = (warpgroup * rows, 0) if config.tile_m > 64 else (0, warpgroup * columns)
+    top, left = (mine.me * rows, 0) if config.tile_m > 64 else (0, mine.me * columns)
 
     def multiply(tile: Any, acc: Any) -> jax.Array:
         def step(i: Any, _: None) -> None:

@@ -5,7 +5,7 @@ import math
 
 from jax.experimental import pallas as pl
 
-from pallas_kernels import compat
+from pallas_kernels import compat, estimate
 from pallas_kernels.matmul.reference import PART
 
 _WARP = 32
@@ -13,15 +13,9 @@ _COPY = 16  # bytes of an asynchronous copy
 _MOST_ACCUMULATORS = 128  # a thread: dp4a spills here already (16 bytes, sm_90), the tensor cores do not
 _GOOD_ACCUMULATORS = 32  # with what is loaded, up to 96 registers: no spills, and several programs fit
 _MOST_SPLITS = 64
+_MOST_RESIDENTS = 32  # blocks of a multiprocessor
 
-# Pairs of int8 that a multiprocessor multiplies in a cycle, by the first compute capability that does.
-_RATE = {100: 8192, 90: 4096, 86: 1024, 80: 2048, 0: 512}
-_FEW_ROWS_RATE = 2048  # at most, below 64 rows: without wgmma or tcgen05
-
-
-def _of_chip(table: dict[int, int]) -> int:
-    capability = compat.compute_capability() or 80  # what runs everywhere
-    return next(value for first, value in table.items() if capability >= first)
+_FEW_ROWS_PAIRS = 2048  # a cycle at most, in tiles of less than 64 rows: without wgmma or tcgen05
 
 
 def _require(ok: bool, message: str) -> None:
@@ -81,6 +75,7 @@ class MmaConfig:
       num_stages: steps in shared memory at a time.
       group: tiles of rows that are walked through together, so that what they share stays in the L2.
       splits: shares of K, of as many programs; not used where K must be split for int32's sake.
+      residents: programs for each multiprocessor, that walk over the tiles (a persistent grid); 0: one for each tile.
 
     Raises:
       ValueError: where a block or num_warps is no power of two, the tensor cores have no such tile (at least 16 x 16 x
@@ -95,6 +90,7 @@ class MmaConfig:
     num_stages: int = 3
     group: int = 8
     splits: int = 1
+    residents: int = 0
 
     def __post_init__(self) -> None:
         _require(
@@ -114,8 +110,8 @@ class MmaConfig:
             f"{self}: num_stages must be at least 1, and the ring of {self.shared_bytes} bytes fit into shared memory",
         )
         _require(
-            self.group > 0 and 0 < self.splits <= _MOST_SPLITS,
-            f"{self}: group must be at least 1, splits in [1, {_MOST_SPLITS}]",
+            self.group > 0 and 0 < self.splits <= _MOST_SPLITS and 0 <= self.residents <= _MOST_RESIDENTS,
+            f"{self}: group must be at least 1, splits in [1, {_MOST_SPLITS}], residents in [0, {_MOST_RESIDENTS}]",
         )
 
     @property
@@ -169,6 +165,7 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
     (128, 256, 64, 8),
     (128, 128, 64, 8),
     (128, 128, 64, 4),
+    (256, 64, 64, 8),
     (128, 64, 128, 4),
     (64, 256, 128, 8),
     (64, 128, 128, 4),
@@ -184,6 +181,10 @@ _MMA_TILES = (  # block_m, block_n, block_k, num_warps
 )
 _LEAST_STAGES, _MOST_STAGES = 3, 6  # one is multiplied, others are in flight; six cover the memory's latency
 _MMA_CANDIDATES = 10
+_WALKING = 2  # candidates with a persistent grid
+_START = 400  # cycles in which a program starts
+_OUTER_LOOP = 0.1  # of a tile's time, what an outer loop may cost: up to 64 more registers a thread
+_BETWEEN = 100  # cycles from a step to the next: the warps that multiply meet, and start the copies, too
 
 
 def mma_candidates(
@@ -212,30 +213,44 @@ def mma_candidates(
                 config = MmaConfig(block_m, block_n, block_k, num_warps, stages, group, splits)
                 if _fits_registers(config, has_residual, is_shifted):
                     found.append(config)
-    found.sort(key=lambda config: _mma_cycles(config, batches, m, n, k, limit, cores))
+
+    def cycles(config: MmaConfig) -> float:
+        return mma_cycles(config, batches, m, n, k, has_residual=has_residual)
+
     # Of each tile the two best: neighbours in stages and splits differ little.
     kept, seen = [], dict[tuple[int, ...], int]()
-    for config in dict.fromkeys(found):
+    for config in sorted(dict.fromkeys(found), key=cycles):
         tile = config.block_m, config.block_n, config.block_k, config.num_warps
         seen[tile] = seen.get(tile, 0) + 1
         if seen[tile] <= 2:
             kept.append(config)
-    return tuple(kept[:_MMA_CANDIDATES])
+    kept = kept[:_MMA_CANDIDATES]
+    walking = [
+        dataclasses.replace(config, residents=_resident(config, has_residual))
+        for config in kept
+        if config.splits == 1 and _programs(config, batches, m, n) > _resident(config, has_residual) * cores
+    ]
+    kept += [config for config in walking if _fits_registers(config, has_residual, is_shifted)][:_WALKING]
+    return tuple(sorted(kept, key=cycles))
 
 
 def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> bool:
-    """Whether the kernel compiles without spills.
+    """Whether the kernel compiles without spills (`tests/sweep.py`).
 
-    Up to 64 accumulators a thread it does; 128 leave no registers for a residual (48 to 1,200 bytes spill on sm_90).
-    Before sm_90 the tensor cores read both operands from registers: beside 128 accumulators a thread may copy 6 times
-    16 bytes in a step (with 8, 16 bytes spill). On sm_90 they read them from shared memory, but not x - 128, which is
-    computed in registers (488 bytes). sm_100 keeps the sums in its tensor memory and reads them all at once at the end:
-    128 of them spill 2,256 bytes, 64 of them 104 in tiles of 64 rows.
+    Up to 64 accumulators a thread it does; 128 leave no registers for a residual (48 to 1,200 bytes spill on sm_90),
+    nor do 64 in tiles of 128 x 128 with 128 bytes of K in a step (40 bytes on sm_90). Before sm_90 the tensor cores
+    read both operands from registers: beside 128 accumulators a thread may copy 6 times 16 bytes in a step (with 8, 16
+    bytes spill). On sm_90 they read them from shared memory, but not x - 128, which is computed in registers (488
+    bytes). sm_100 keeps the sums in its tensor memory and reads them all at once at the end: 128 of them spill 2,256
+    bytes, 64 of them 104 in tiles of 64 rows, and 1,200 beside a residual in a persistent grid.
     """
     capability = compat.compute_capability() or 80
     accumulators = config.accumulators
     if capability >= 100:
-        return accumulators <= (32 if config.block_m == 64 else 64)
+        is_crowded = config.block_m == 64 or (has_residual and config.residents)
+        return accumulators <= (32 if is_crowded else 64)
+    if has_residual and capability >= 90 and min(config.block_m, config.block_n) >= 128:
+        return accumulators <= 64 and config.block_k <= 64
     if accumulators <= 64 or has_residual:
         return accumulators <= 64
     if capability >= 90:
@@ -243,22 +258,36 @@ def _fits_registers(config: MmaConfig, has_residual: bool, is_shifted: bool) -> 
     return (config.block_m + config.block_n) * config.block_k <= 6 * _COPY * _WARP * config.num_warps
 
 
-def _mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, limit: int, cores: int) -> float:
-    """Estimated cycles of the busiest multiprocessor.
+def mma_cycles(config: MmaConfig, batches: int, m: int, n: int, k: int, *, has_residual: bool) -> float:
+    """Estimated cycles of the busiest multiprocessor of the GPU in use.
 
-    It multiplies _RATE pairs a cycle, takes in up to 32 bytes a cycle from the L2, and no more than is in flight over a
-    latency of 800 cycles. A program begins with that latency and ends with about a cycle for 16 outputs, behind which
-    the others on the multiprocessor work.
+    It takes in no more than is in flight over a latency. A program begins with that latency, waits between its steps,
+    and ends with its outputs; behind all that the others on the multiprocessor work. A persistent grid starts no
+    program for a tile, but its outer loop takes registers from the inner one: it is for tiles that are soon done.
     """
-    rate = min(_of_chip(_RATE), _FEW_ROWS_RATE) if config.block_m < 64 else _of_chip(_RATE)
-    programs = batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits
-    waves = pl.cdiv(programs, cores)
-    registers = (config.accumulators + 64) * _WARP * config.num_warps
-    resident = max(1, min(limit // config.shared_bytes, 65536 // registers, waves))
+    pairs = estimate.pairs() if config.block_m >= 64 else min(estimate.pairs(), _FEW_ROWS_PAIRS)
+    waves = pl.cdiv(_programs(config, batches, m, n), compat.core_count())
+    resident = min(_resident(config, has_residual), max(waves, 1))
     loaded = (config.block_m + config.block_n) * config.block_k
-    intake = min(32.0, resident * (config.num_stages - 1) * loaded / 800)
-    step = max(config.block_m * config.block_n * config.block_k / rate, loaded / intake)
-    ends = pl.cdiv(waves, resident) * (config.block_m * config.block_n / 16 + 800)
+    intake = min(estimate.L2_BYTES, resident * (config.num_stages - 1) * loaded / estimate.LATENCY)
+    step = max(config.block_m * config.block_n * config.block_k / pairs, loaded / intake) + _BETWEEN / resident
+    tile = pl.cdiv(pl.cdiv(k, config.block_k), config.splits) * step
+    end = config.block_m * config.block_n / estimate.OUTPUTS + estimate.LATENCY
+    if config.residents:
+        tile *= 1 + _OUTER_LOOP
+    else:
+        end += _START
     # The parts of a split K are written and read in int32, and a second kernel starts.
-    parts = 0.0 if config.splits == 1 else 3000 + 8 * batches * m * n * config.splits / (16 * cores)
-    return waves * pl.cdiv(pl.cdiv(k, config.block_k), config.splits) * step + ends + parts
+    parts = 0.0 if config.splits == 1 else estimate.copy(4 * batches * m * n * config.splits)
+    return waves * tile + pl.cdiv(waves, resident) * end + parts
+
+
+def _programs(config: MmaConfig, batches: int, m: int, n: int) -> int:
+    """As many as there are tiles and parts."""
+    return batches * pl.cdiv(m, config.block_m) * pl.cdiv(n, config.block_n) * config.splits
+
+
+def _resident(config: MmaConfig, has_residual: bool) -> int:
+    """Programs that a multiprocessor has room for: beside a residual, accumulators take their registers twice."""
+    registers = (config.accumulators * (2 if has_residual else 1) + 64) * _WARP * config.num_warps
+    return max(1, min(compat.shared_bytes() // config.shared_bytes, 65536 // registers))

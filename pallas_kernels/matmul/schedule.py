@@ -1,8 +1,8 @@
 """What the Triton kernels of the matrix product share: which program computes what, split K, and the call itself.
 
-A program sums one tile of the output over one part of K. All programs lie on one axis of the grid (the others end at
-65,535): tiles run fastest, so that programs that run at once share rows of x and of w in the L2, then parts, then
-batches.
+A program sums one tile of the output over one part of K, or several one after another. They are numbered, all on one
+axis (the others of a grid end at 65,535): tiles run fastest, so that programs that run at once share rows of x and of w
+in the L2, then parts, then batches.
 
 With K in parts, a program writes its int32 sum, and plain jnp adds the parts and ends the product: XLA makes that one
 kernel. Int32 sums are exact in any order, so splitting never changes a bit; the epilogue runs once.
@@ -35,8 +35,9 @@ class Schedule:
 
     Attributes:
       block_m, block_n, block_k: what a program reads in one step.
-      part: how much of k, a multiple of block_k, is summed by one program.
+      part: how much of k, a multiple of block_k, is summed at a time.
       group: tiles of rows that are walked through together, column by column.
+      most_programs: which walk over the tiles, the first ones taking the first tiles; None: a program for each tile.
     """
 
     batches: int
@@ -48,10 +49,11 @@ class Schedule:
     block_k: int
     part: int
     group: int = 1
+    most_programs: int | None = None
 
     @property
     def parts(self) -> int:
-        """Programs that share a tile."""
+        """Of k, each summed on its own."""
         return pl.cdiv(self.k, self.part)
 
     @property
@@ -60,14 +62,19 @@ class Schedule:
         return pl.cdiv(self.m, self.block_m), pl.cdiv(self.n, self.block_n)
 
     @property
-    def programs(self) -> int:
-        """Size of the grid."""
+    def items(self) -> int:
+        """Tiles of all outputs and parts."""
         return self.batches * self.parts * math.prod(self.tiles)
 
-    def place(self, program: Any) -> tuple[Any, Any, Any, Any]:
-        """The program's (batch, part, tile of rows, tile of columns)."""
+    @property
+    def programs(self) -> int:
+        """Size of the grid."""
+        return min(self.items, self.most_programs or self.items)
+
+    def place(self, item: Any) -> tuple[Any, Any, Any, Any]:
+        """The item's (batch, part, tile of rows, tile of columns)."""
         rows, columns = self.tiles
-        rest, tile = lax.div(program, rows * columns), lax.rem(program, rows * columns)
+        rest, tile = lax.div(item, rows * columns), lax.rem(item, rows * columns)
         group = min(self.group, rows)
         first = lax.div(tile, group * columns) * group
         inside = lax.rem(tile, group * columns)
@@ -88,7 +95,7 @@ class Schedule:
 
 
 def part_of(x: Any, w: Any, block_k: int, splits: int) -> int:
-    """The K that one program sums: of `splits` shares in whole blocks or, beyond what int32 holds, `reference.PART`."""
+    """The K that is summed at a time: one of `splits` shares, in whole blocks; beyond int32, `reference.PART`."""
     if reference.is_split(x, w):
         return reference.PART
     return max(1, pl.cdiv(pl.cdiv(x.shape[-1], block_k), splits)) * block_k
@@ -106,8 +113,10 @@ def _too_large(elements: int) -> str | None:
     return None
 
 
+# Of a slice of k: the reference to those columns of a tile's rows of x, or of w.
+Columns = Callable[[Any], Any]
 # The int32 tile of x (rows, k) and w (columns, k) between two steps of k, of (x, w, extra, row, column, steps).
-Accumulate = Callable[[Any, Any, Any, Edge, Edge, tuple[Any, Any]], jax.Array]
+Accumulate = Callable[[Columns, Columns, Any, Edge, Edge, tuple[Any, Any]], jax.Array]
 
 
 def call(
@@ -137,22 +146,14 @@ def call(
     """
     s = schedule
     require(_too_large(s.batches * s.parts * s.m * s.n))
-    tile = pl.BlockSpec((None, None, s.block_m, s.block_n), s.place)
-    rows = pl.BlockSpec((None, None, s.block_m), lambda program: s.place(program)[:3])
-    columns = pl.BlockSpec((None, None, s.block_n), lambda program: (*s.place(program)[:2], s.place(program)[3]))
-    x_rows = pl.BlockSpec((None, s.block_m, s.k), lambda program: (s.place(program)[0], s.place(program)[2], 0))
-    w_rows = pl.BlockSpec((None, s.block_n, s.k), lambda program: (s.place(program)[0], s.place(program)[3], 0))
-    channels = pl.BlockSpec((s.block_n,), lambda program: s.place(program)[3:])
     whole = s.parts == 1
     fused = epilogue if whole else None
-    if fused is not None and fused.residual is not None:
-        fused = dataclasses.replace(fused, residual=fused.residual[:, None])
-    extra_specs = tuple(None if e is None else spec for e, spec in zip(extra, (rows, columns), strict=True))
+    operands = x, w, extra, fused
     out = pl.pallas_call(
         functools.partial(_kernel, accumulate=accumulate, schedule=s, interpret=interpret),
         grid=(s.programs,),
-        in_specs=(x_rows, w_rows, extra_specs, tiles.epilogue_specs(fused, tile, channels)),
-        out_specs=tile,
+        in_specs=jax.tree.map(lambda _: pl.BlockSpec(), operands),  # a program may read all: it walks over tiles
+        out_specs=pl.BlockSpec(),
         out_shape=jax.ShapeDtypeStruct(
             (s.batches, s.parts, s.m, s.n),
             out_dtype if whole else jnp.int32,
@@ -161,7 +162,7 @@ def call(
         compiler_params=compiler_params,
         interpret=interpret,
         name=name,
-    )(x, w, extra, fused)
+    )(*operands)
     if whole:
         return out.reshape(s.batches, s.m, s.n)
     parts = [out[:, part] for part in range(s.parts)]
@@ -173,7 +174,7 @@ def call(
 def _kernel(
     x_ref: Any,
     w_ref: Any,
-    extra: Any,
+    extra_refs: Any,
     epilogue: Epilogue | None,
     out_ref: Any,
     *,
@@ -181,7 +182,34 @@ def _kernel(
     schedule: Schedule,
     interpret: bool,
 ) -> None:
-    _, part, i, j = schedule.place(pl.program_id(0))
-    row, column = (i * schedule.block_m, schedule.m), (j * schedule.block_n, schedule.n)
-    acc = accumulate(x_ref, w_ref, extra, row, column, schedule.steps(part))
-    tiles.store(acc, epilogue, out_ref, row, column, interpret=interpret)
+    s = schedule
+
+    def compute(item: Any) -> None:
+        b, part, i, j = s.place(item)
+        row, column = (i * s.block_m, s.m), (j * s.block_n, s.n)
+        rows, columns = pl.ds(row[0], s.block_m), pl.ds(column[0], s.block_n)
+        extra = tuple(
+            None if ref is None else ref.at[b, part, here]
+            for ref, here in zip(extra_refs, (rows, columns), strict=True)
+        )
+        acc = accumulate(
+            lambda here: x_ref.at[b, rows, here],
+            lambda here: w_ref.at[b, columns, here],
+            extra,
+            row,
+            column,
+            s.steps(part),
+        )
+        blocks = None
+        if epilogue is not None:
+            multiplier, bias, lo, hi = (ref.at[columns] for ref in epilogue.vectors)
+            residual = None if epilogue.residual is None else epilogue.residual.at[b, rows, columns]
+            blocks = dataclasses.replace(epilogue, multiplier=multiplier, bias=bias, lo=lo, hi=hi, residual=residual)
+        tiles.store(acc, blocks, out_ref.at[b, part, rows, columns], row, column, interpret=interpret)
+
+    program = pl.program_id(0)
+    if s.programs == s.items:
+        compute(program)
+    else:
+        turns = lax.div(s.items + s.programs - 1 - program, s.programs)
+        lax.fori_loop(0, turns, lambda turn, _: compute(program + turn * s.programs), None)

@@ -2,15 +2,14 @@
 
 A block walks over tiles of the output. For each, one producer copies tiles of x and w, a step along K at a time, into a
 ring of slots in shared memory, tensor cores multiply what is in them, and two warpgroups, the consumers, take the sums
-to the output (`end`). A slot is full when its bytes have landed, and empty when it has been read. The TMA reads zeros
-beyond an array's edge and writes nothing there: no edge needs a mask.
+to the output (`warpgroups`, `end`). A slot is full when its bytes have landed, and empty when it has been read. The TMA
+reads zeros beyond an array's edge and writes nothing there: no edge needs a mask.
 
 The tensor cores take uint8, but Mosaic does not: x - 128 is int8, a pass over x that XLA may fuse into what made it,
 and 128 * sum(w) is added to the accumulator.
 """
 
-import dataclasses
-import functools
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -20,8 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import compat, mosaic, shift
-from pallas_kernels.epilogue import Epilogue, require
+from pallas_kernels import estimate
+from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.matmul import reference
 
 CONSUMERS = 2
@@ -79,6 +78,11 @@ def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax
     return None
 
 
+def shift_cycles(x: Any) -> float:
+    """Estimated cycles of the pass that makes a uint8 x int8."""
+    return 0.0 if jnp.dtype(x.dtype) == jnp.int8 else estimate.copy(math.prod(x.shape))
+
+
 def check_ring(config: Tiles) -> None:
     """Raises ValueError where the ring alone does not fit into shared memory."""
     ring = config.stages * (config.tile_m + config.tile_n) * DEPTH
@@ -123,62 +127,6 @@ def ring(config: Tiles, k: int) -> dict[str, Any]:
         "w_ring": plgpu.SMEM((slots, config.tile_n, depth), jnp.int8, transforms=transforms),
         "full": plgpu.Barrier(num_barriers=slots, num_arrivals=2),
     }
-
-
-def launch(
-    kernel: Callable[..., None],
-    scratch: Callable[[int, int, Epilogue | None, Any], dict[str, Any]],
-    x: jax.Array,
-    w: jax.Array,
-    epilogue: Epilogue | None,
-    *,
-    out_dtype: jax.typing.DTypeLike,
-    offset: jax.Array | None,
-    config: Tiles,
-    interpret: bool,
-    name: str,
-) -> jax.Array:
-    """Runs kernel(x, w, epilogue, offset, out, grid=, **scratch(n, k, epilogue, offset)) in a persistent grid.
-
-    There x and w are int8 with one batch axis, as has the residual, `offset` (batch, n) or None is to be added to the
-    accumulator, and `grid` counts the batches and the clusters' tiles along M and N.
-
-    Raises:
-      UnsupportedShapeError: where the config, with that epilogue, does not fit into shared memory.
-    """
-    needed = shared_bytes(config, epilogue, out_dtype)
-    if needed > SHARED_BYTES:
-        require(f"{config} needs {needed} bytes of shared memory with this epilogue, of {SHARED_BYTES}")
-    *batch, m, k = x.shape
-    n = w.shape[-2]
-    x, w = x.reshape(-1, m, k), w.reshape(-1, n, k)
-    if epilogue is not None and epilogue.residual is not None:
-        epilogue = dataclasses.replace(
-            epilogue,
-            residual=epilogue.residual.reshape(-1, m, n),
-            residual_multiplier=epilogue.residual_multiplier.reshape(1),
-        )
-    if x.dtype == jnp.uint8:
-        x = shift.signed(x)
-        offset = shift.offset(w, -1) if offset is None else offset.reshape(-1, n)
-    else:
-        offset = None
-    grid = (x.shape[0], pl.cdiv(m, config.tile_m * config.cluster), pl.cdiv(n, config.tile_n))
-    out = plgpu.kernel(
-        functools.partial(kernel, config=config, grid=grid, interpret=interpret),
-        out_type=jax.ShapeDtypeStruct((x.shape[0], m, n), out_dtype),
-        scratch_types=scratch(n, k, epilogue, offset),
-        grid=(min(compat.core_count() // config.cluster, grid[0] * grid[1] * grid[2]),),
-        grid_names=("clusters",),
-        cluster=(config.cluster,),
-        cluster_names=("cluster",),
-        num_threads=CONSUMERS + 1,
-        thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-        interpret=mosaic.interpreter() if interpret else None,
-        kernel_name=name,
-    )(x, w, epilogue, offset)
-    return out.reshape(*batch, m, n)
 
 
 def for_each_tile(config: Tiles, grid: tuple[int, int, int], body: Callable[[Any, Any, Any, Any], None]) -> None:

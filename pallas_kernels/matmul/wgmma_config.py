@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from jax.experimental import pallas as pl
 
-from pallas_kernels import compat
+from pallas_kernels import compat, estimate
 from pallas_kernels.epilogue import Epilogue
-from pallas_kernels.matmul.tma import CONSUMERS, DEPTH, SHARED_BYTES, check_ring, shared_bytes
+from pallas_kernels.matmul.tma import CONSUMERS, DEPTH, SHARED_BYTES, check_ring, shared_bytes, shift_cycles
 
 _MAX_ACCUMULATORS = 128  # a thread of a consumer, which has 232 registers
 _MAX_STAGES = 8
@@ -65,17 +65,11 @@ class WgmmaConfig:
         return 64 if rows == 64 and columns % 64 == 0 else 32
 
 
-def default_config(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike) -> WgmmaConfig:
-    """Heuristic tactic: the candidate with the least estimated time."""
-    return candidates(x, w, epilogue, out_dtype=out_dtype)[0]
-
-
 def candidates(
     x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax.typing.DTypeLike
 ) -> tuple[WgmmaConfig, ...]:
     """Tactics worth timing: distinct, all of them fit into the multiprocessor, the default first."""
-    *batch, m, k = x.shape
-    n, cores = w.shape[-2], compat.core_count()
+    m, n, cores = x.shape[-2], w.shape[-2], compat.core_count()
     found = []
     for tile_m, tile_n in _TILES:
         for cluster in (1, 2):
@@ -92,15 +86,18 @@ def candidates(
             if spare >= 0:
                 stages = min(_MAX_STAGES, 2 + spare // ((tile_m + tile_n) * DEPTH))
                 found.append(dataclasses.replace(config, stages=stages))
-    found.sort(key=lambda config: _cycles(config, math.prod(batch), m, n, k, cores))
+    found.sort(key=lambda config: cycles(config, x, w))
     return tuple(found[:8])
 
 
-def _cycles(config: WgmmaConfig, batch: int, m: int, n: int, k: int, cores: int) -> float:
-    # Of the busiest block. A multiprocessor multiplies 4096 pairs a cycle and takes in about 32 bytes from the L2; a
-    # tile's end costs about a cycle for 16 outputs, and the latency of its first bytes.
-    blocks = batch * pl.cdiv(m, config.tile_m * config.cluster) * pl.cdiv(n, config.tile_n)
-    waves = pl.cdiv(blocks, cores // config.cluster)
-    multiplied = config.tile_m * config.tile_n * DEPTH / 4096
-    loaded = (config.tile_m + config.tile_n / config.cluster) * DEPTH / 32
-    return waves * (pl.cdiv(k, DEPTH) * max(multiplied, loaded) + config.tile_m * config.tile_n / 16 + 1500)
+def cycles(config: WgmmaConfig, x: Any, w: Any, epilogue: Epilogue | None = None) -> float:
+    """Estimated cycles of the busiest block, the pass over a uint8 x included."""
+    del epilogue
+    *batch, m, k = x.shape
+    blocks = math.prod(batch) * pl.cdiv(m, config.tile_m * config.cluster) * pl.cdiv(w.shape[-2], config.tile_n)
+    waves = pl.cdiv(blocks, compat.core_count() // config.cluster)
+    multiplied = config.tile_m * config.tile_n * DEPTH / estimate.pairs(90)
+    loaded = (config.tile_m + config.tile_n / config.cluster) * DEPTH / estimate.L2_BYTES
+    # The consumers, which multiply, finish a tile, too, while the ring fills with the next one's bytes.
+    tile = pl.cdiv(k, DEPTH) * max(multiplied, loaded) + config.tile_m * config.tile_n / estimate.OUTPUTS
+    return waves * tile + estimate.LATENCY + shift_cycles(x)

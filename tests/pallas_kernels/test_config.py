@@ -1,10 +1,20 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from convolutions import window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels import Dot4Config, MmaConfig, Tcgen05Config, WgmmaConfig, candidates, default_config
+from pallas_kernels import (
+    ConvMmaConfig,
+    Dot4Config,
+    MmaConfig,
+    Tcgen05Config,
+    WgmmaConfig,
+    candidates,
+    conv_candidates,
+    default_config,
+)
 from pallas_kernels.compat import gpu_target
 from pallas_kernels.matmul import by_mma, by_wgmma
 
@@ -81,6 +91,29 @@ def test_large_products_take_large_tiles_and_few_tiles_split_k():
 def test_default_kernel_of_new_gpus(gpu, shape, kind):
     with gpu_target(*gpu):
         assert isinstance(default_config(*types(*shape), out_dtype=jnp.int32), kind)
+
+
+@pytest.mark.skipif(not HAS_MOSAIC, reason="Mosaic kernels need jax 0.11")
+@pytest.mark.parametrize(("gpu", "by_tma"), [(H100, WgmmaConfig), (B200, Tcgen05Config)])
+@pytest.mark.parametrize(("n", "is_mma"), [(64, True), (4096, False)])
+def test_a_pass_over_uint8_is_counted(gpu, by_tma, n, is_mma):
+    """What the TMA reads has to be int8: the pass that makes it so pays for itself where each byte is used often."""
+    with gpu_target(*gpu):
+        configs = candidates(*types(65536, n, 1024, jnp.uint8), out_dtype=jnp.int32)
+        assert type(default_config(*types(65536, n, 1024), out_dtype=jnp.int32)) is by_tma
+    assert type(configs[0]) is (MmaConfig if is_mma else by_tma)
+    assert {type(config) for config in configs} == {MmaConfig, by_tma}
+
+
+@pytest.mark.parametrize("gpu", [H100, A100, B200])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolutions_are_products_and_convolutions(gpu, stride):
+    x, w = jax.ShapeDtypeStruct((32, 28, 28, 512), jnp.uint8), jax.ShapeDtypeStruct((128, 1, 1, 512), jnp.int8)
+    with gpu_target(*gpu):
+        kinds = [type(c) for c in conv_candidates(x, w, window=window(stride=stride), out_dtype=jnp.int32)]
+    assert {MmaConfig, ConvMmaConfig} <= set(kinds)
+    # With strides, a product needs a copy of its pixels.
+    assert kinds[0] is (MmaConfig if stride == 1 else ConvMmaConfig)
 
 
 @pytest.mark.parametrize(

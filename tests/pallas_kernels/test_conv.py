@@ -198,6 +198,7 @@ def test_reference_equals_numpy(geometry, x_dtype):
         ((1, 7, 6, 3), (20, 5, 5, 3), window(stride=2, padding=2)),  # a first layer
         ((1, 6, 5, 64), (24, 3, 3, 64), window(padding=(0, 1))),
         ((1, 4, 4, 40), (40, 3, 3, 1), window(padding=1, groups=40)),
+        ((1, 5, 4, 8), (8, 6, 7, 1), window(padding=3, groups=8)),  # so many taps that they are a loop
         ((1, 4, 4, 8), (16, 3, 3, 2), window(padding=1, groups=4)),
         ((1, 4, 4, 6), (4, 2, 2, 6), window(stride=1, padding=1, input_dilation=2)),  # transposed
     ],

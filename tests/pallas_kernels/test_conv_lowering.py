@@ -10,7 +10,7 @@ import pytest
 import triton_ir
 from convolutions import EFFICIENTNET, RESNET50, shapes, window
 
-from pallas_kernels.conv import ConvChannelConfig, ConvDot4Config, ConvMmaConfig, candidates, conv
+from pallas_kernels.conv import ConvChannelConfig, ConvDot4Config, ConvMmaConfig, conv
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,10 @@ def same(x_shape, w_shape, stride):
     return window(stride=stride, padding=w_shape[1] // 2, groups=x_shape[-1] // w_shape[-1])
 
 
-def candidates_of(x_shape, w_shape, stride, batch):
-    x, w, _ = shapes((batch, *x_shape), w_shape, same(x_shape, w_shape, stride))
-    return candidates(x, w, window=same(x_shape, w_shape, stride), out_dtype=jnp.int32)
-
-
-def compiled(target, x_shape, w_shape, stride, batch, config=None, **kinds):
+def compiled(target, x_shape, w_shape, stride, batch, **kinds):
     """The kernel that conv is on that GPU."""
     around = same(x_shape, w_shape, stride)
-    run = functools.partial(conv, window=around, out_dtype=jnp.uint8, config=config)
+    run = functools.partial(conv, window=around, out_dtype=jnp.uint8)
     kernels = aot.compile(target, run, *shapes((batch, *x_shape), w_shape, around, **kinds))
     [kernel] = [kernel for kernel in kernels if kernel.name.startswith("conv_")]
     return kernel
@@ -92,6 +87,22 @@ def test_compiles(target, shape):
         assert "serialized" not in kernel.ptxas
 
 
+def depthwise(x, w, epilogue, window):
+    """With the weights as a network has them."""
+    return conv(x, jnp.moveaxis(w, -1, 0), epilogue, window=window, out_dtype=jnp.uint8)
+
+
+@aot.required
+@pytest.mark.parametrize("channels", [32, 30])
+def test_depthwise_weights_are_read_as_a_network_has_them(channels):
+    around = window(padding=1, groups=channels)
+    x, w, epilogue = shapes((8, 56, 56, channels), (channels, 3, 3, 1), around)
+    w = jax.ShapeDtypeStruct((3, 3, 1, channels), w.dtype)
+    run = functools.partial(depthwise, window=around)
+    [kernel] = aot.compile("h100", run, x, w, epilogue)  # none transposes them
+    assert kernel.name == ("conv_dot4" if channels % 4 == 0 else "conv_channel")
+
+
 @aot.required
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["h100", "a100"])
@@ -100,12 +111,3 @@ def test_compiles(target, shape):
 def test_compiles_networks(target, shape, batch):
     for kinds in ({"x_dtype": jnp.uint8, "residual": None}, {"x_dtype": jnp.int8, "residual": jnp.int8}):
         assert compiled(target, *shape, batch, **kinds).spill_bytes == 0
-
-
-@aot.required
-@pytest.mark.slow
-@pytest.mark.parametrize("target", ["h100", "a100"])
-@pytest.mark.parametrize("shape", [RESNET50[0], RESNET50[3], RESNET50[7], EFFICIENTNET[1]])
-def test_candidates_compile(target, shape):
-    for config in candidates_of(*shape, 32):
-        assert compiled(target, *shape, 32, config=config).spill_bytes == 0

@@ -159,25 +159,3 @@ def test_ptx(gpu, x_dtype):
     dp4a = "dp4a.s32.s32" if x_dtype == jnp.int8 else "dp4a.u32.s32"
     assert_compiles(gpu, arguments(8, 1000, 999, x_dtype), DOT4, dp4a)
     assert_compiles(gpu, arguments(100, 1000, 999, x_dtype), MmaConfig(128, 128, 128, 8), MMA_INSTRUCTIONS[gpu])
-
-
-@aot.required
-@pytest.mark.slow
-@pytest.mark.parametrize("gpu", GPUS)
-@pytest.mark.parametrize(
-    ("m", "n", "k"),
-    [
-        (4096, 4096, 4096),
-        (8192, 8192, 8192),
-        (512, 4096, 4096),
-        (128, 11008, 4096),
-        *[(m, n, 4096) for n in (4096, 11008) for m in (1, 8, 16)],
-    ],
-)
-def test_ptx_of_all_candidates(gpu, m, n, k):
-    args = arguments(m, n, k)
-    with compat.gpu_target(*GPUS[gpu]):
-        configs = candidates(*args, out_dtype=jnp.int8)
-    for config in configs:
-        instruction = "dp4a" if isinstance(config, Dot4Config) else "mma"
-        assert_compiles(gpu, args, config, instruction)

@@ -196,7 +196,7 @@ def compiled(args, out_dtype, config):
 @pytest.mark.parametrize("kernel", KERNELS.values())
 def test_compiles(kernel):
     args = abstract(4096, 4096, 4096, residual_dtype="int8")
-    compiled(args, "int8", kernel.default_config(*args, out_dtype="int8"))
+    compiled(args, "int8", kernel.candidates(*args, out_dtype="int8")[0])
 
 
 @aot.required
@@ -220,7 +220,7 @@ def test_all_that_is_supported_compiles(kernel, problem):
     shape, kwargs = problem
     args = abstract(*shape, **kwargs)
     assert supports(*args, out_dtype=kwargs["out_dtype"]) is None
-    compiled(args, kwargs["out_dtype"], kernel.default_config(*args, out_dtype=kwargs["out_dtype"]))
+    compiled(args, kwargs["out_dtype"], kernel.candidates(*args, out_dtype=kwargs["out_dtype"])[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- tactics
@@ -232,15 +232,14 @@ def test_candidates_are_distinct_and_fit(kernel, problem):
     shape, kwargs = problem
     args = abstract(*shape, **kwargs)
     configs = kernel.candidates(*args, out_dtype=kwargs["out_dtype"])
-    assert configs[0] == kernel.default_config(*args, out_dtype=kwargs["out_dtype"])
     assert len(set(configs)) == len(configs)
     assert all(shared_bytes(config, args[2], kwargs["out_dtype"]) + 2048 <= 232_448 for config in configs)
 
 
 def test_large_products_share_w_in_clusters():
-    config = by_wgmma.default_config(*abstract(4096, 4096, 4096), out_dtype="int8")
+    config = by_wgmma.candidates(*abstract(4096, 4096, 4096), out_dtype="int8")[0]
     assert config == WgmmaConfig(128, 256, stages=4, cluster=2, group=8)
-    assert by_wgmma.default_config(*abstract(64, 4096, 4096), out_dtype="int8").tile_m == 64
+    assert by_wgmma.candidates(*abstract(64, 4096, 4096), out_dtype="int8")[0].tile_m == 64
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,17 @@
 
 products.py         dot, and matmul, the product of two activations
 convolutions.py     conv, of any geometry
-borders.py          quantize, dequantize
 operands.py         a node's operands as the kernels take them
 weights.py          weights in the kernels' form, made once
+
+quantize and dequantize are XLA's: it fuses them into the float ops around them, which then move no byte more.
 """
 
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from jaxq.backends.pallas import borders, convolutions, products
+from jaxq.backends.pallas import convolutions, products
 from jaxq.backends.pallas.weights import pack
 from jaxq.graph.node import Node
 
@@ -22,14 +23,12 @@ _MODULES: dict[str, ModuleType] = {
     "dot": products,
     "matmul": products,
     "conv": convolutions,
-    "quantize": borders,
-    "dequantize": borders,
 }
 
 
 def supports(node: Node) -> str | None:
     """Why no kernel takes the (bound) node, or None."""
-    if node.op not in _MODULES or not ("multiplier" in node.roles or node.op == "dequantize"):
+    if node.op not in _MODULES or "multiplier" not in node.roles:
         return f"{node.op} has no kernel"
     if not all(isinstance(dim, int) for value in (node, *node.inputs) for dim in value.aval.shape):
         return "its batch size is symbolic"

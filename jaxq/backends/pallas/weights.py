@@ -1,5 +1,6 @@
 """Weights as the kernels read them, made once, when a model is made or loaded: output channels first, the depth padded
-to whole asynchronous copies, and the offset that a uint8 input needs (`pallas_kernels.shift`).
+to whole asynchronous copies, and the offset that a uint8 input needs (`pallas_kernels.shift`). Those of depthwise
+convolutions and narrow groups are read as the graph has them: the CUDA cores need no offset, and the channels last.
 
 In a call each would be one more small kernel for each weight: to transpose those of a ResNet-50 takes some 150 us of
 the 2 or 3 ms at batch 32.
@@ -18,6 +19,7 @@ from jax import lax
 from jaxq.backends.cpu.packing import PackedWeight
 from jaxq.graph.node import Graph, Node
 from pallas_kernels import shift
+from pallas_kernels.conv import has_narrow_groups
 
 _COPIES = 4, 16  # bytes of the smallest asynchronous copy, and of the largest
 
@@ -71,6 +73,8 @@ def pack(graph: Graph, params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _packed(weight: jax.Array, nodes: list[Node]) -> Any:
     is_conv = nodes[0].op == "conv"
+    if is_conv and all(has_narrow_groups(node.attrs.get("groups", 1), weight.shape[-2]) for node in nodes):
+        return weight
     w = jnp.moveaxis(weight, -1, 0) if is_conv else weight
     copy = _COPIES[prod(w.shape[1:-1]) == 1]
     if all(node.attrs.get("groups", 1) == 1 for node in nodes):
