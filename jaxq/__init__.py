@@ -1,9 +1,10 @@
 """jaxq quantizes JAX models: a Flax model and calibration batches in, the same function in int8 out."""
 
-from jaxq.api import QuantizedModel, calibrate, load, quantize
+from jaxq.api import calibrate, load, quantize
 from jaxq.calibration.result import Calibration
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, JaxqError, PlanError, TraceError, UnsupportedError
+from jaxq.qmodel import QuantizedModel
 from jaxq.version import __version__
 
 __all__ = [

@@ -1,43 +1,23 @@
-"""quantize, calibrate, load, QuantizedModel: composition only."""
+"""quantize, calibrate, load: composition only."""
 
 import warnings
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxq import backends, passes
-from jaxq.calibration import distributed, session
-from jaxq.calibration.batches import Batches, Signature
-from jaxq.calibration.observe import Statistics
-from jaxq.calibration.report import report
+from jaxq import build
+from jaxq.build import Network
+from jaxq.calibration import distributed
+from jaxq.calibration.batches import Batches
 from jaxq.calibration.result import Calibration
-from jaxq.calibration.select import Errors, Tensor, candidates, select
-from jaxq.calibration.step import rows as examples
-from jaxq.config import LayerRule, QuantConfig
+from jaxq.config import QuantConfig
 from jaxq.errors import CalibrationError, TraceError, UnsupportedError
-from jaxq.graph.fingerprint import Fingerprint, fingerprint
-from jaxq.graph.node import WEIGHTED, Graph
-from jaxq.graph.trace import Traced, trace
-from jaxq.graph.verify import verify
-from jaxq.models import as_function, is_nnx
-from jaxq.passes import scales
-from jaxq.passes.measure import measure_errors
-from jaxq.passes.place import Placement, place
+from jaxq.models import is_nnx
 from jaxq.plan import artifact
-from jaxq.plan.plan import Plan
-from jaxq.report import Summary, rows
-
-# Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
-# go forward, so that it is done for one in 32 of those counted, but for as many as tell candidates apart.
-NUM_SAMPLES = 8
-FEWEST_SAMPLES = 4
+from jaxq.qmodel import QuantizedModel, model_of
 
 
 def quantize(
@@ -49,7 +29,9 @@ def quantize(
     config: QuantConfig | None = None,
     static_kwargs: Mapping[str, Any] | None = None,
     allow_stale: bool = False,
-) -> "QuantizedModel":
+    tune: str | float = "off",
+    tune_batch: int | None = None,
+) -> QuantizedModel:
     """The same function in int8.
 
         quantize(linen_module, variables, batches)
@@ -66,18 +48,22 @@ def quantize(
       config: methods and rules.
       static_kwargs: keyword arguments of every call, fixed, such as {"train": False}.
       allow_stale: take the calibration although the model or the variables have changed since.
+      tune: "off" leaves in int8 all that can be. "fast", "full" or a number of seconds (30 and 300) measures each layer
+        in int8 and in float on this machine, and then whole networks: int8, float, and the mix that keeps in float the
+        regions where int8 loses. The fastest is taken; `summary()` says what it took.
+      tune_batch: the batch size to measure at; that of the first calibration batch unless given.
 
     Raises:
       TraceError: the function does not trace, or is in training mode.
       CalibrationError: batches are missing, empty, malformed or not finite, or the calibration is of another network.
       UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
     """
-    config = _checked(config)
+    config, seconds = _checked(config), _budget(tune, tune_batch)
     variables, batches = _arguments(model, variables, batches)
     if calibration is None:
         stream = Batches(batches)
-        network = _network(model, variables, static_kwargs, stream.signature)
-        calibration = _calibrate(network, network.place(config), config, stream)
+        network = build.network(model, variables, static_kwargs, stream.signature)
+        calibration = build.calibrate(network, network.place(config), config, stream)
     else:
         if batches is not None:
             raise CalibrationError("batches: takes no batches beside a calibration; hand in one of the two")
@@ -86,12 +72,14 @@ def quantize(
                 f"calibration: takes what jaxq.calibrate returned, not a {type(calibration).__name__}"
             )
         try:
-            network = _network(model, variables, static_kwargs, calibration.signature)
+            network = build.network(model, variables, static_kwargs, calibration.signature)
         except TraceError as error:
             raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
         calibration.check(network.fingerprint, allow_stale=allow_stale)
     _warn_of_unmatched_rules(network, config)
-    return _quantized(network, config, calibration)
+    if seconds:
+        return build.tuned(network, config, calibration, seconds, tune_batch)
+    return build.quantized(network, config, calibration)
 
 
 def calibrate(
@@ -134,10 +122,10 @@ def calibrate(
     variables, batches = _arguments(model, variables, batches)
     with distributed.together(mesh, f"{config}, until={until!r}"):
         stream = Batches(batches)
-        network = _network(model, variables, static_kwargs, stream.signature)
+        network = build.network(model, variables, static_kwargs, stream.signature)
         placement = network.place(config)
     _warn_of_unmatched_rules(network, config)
-    return _calibrate(network, placement, config, stream, mesh, until, checkpoint)
+    return build.calibrate(network, placement, config, stream, mesh, until, checkpoint)
 
 
 def _checked(config: QuantConfig | None) -> QuantConfig:
@@ -145,6 +133,20 @@ def _checked(config: QuantConfig | None) -> QuantConfig:
     if not isinstance(config, QuantConfig):
         raise UnsupportedError(f"config: takes a QuantConfig, such as QuantConfig(method='entropy'), not {config!r}")
     return config
+
+
+# Seconds that `tune` measures for.
+_BUDGETS = {"off": 0.0, "fast": 30.0, "full": 300.0}
+
+
+def _budget(tune: str | float, batch: int | None) -> float:
+    if batch is not None and not (isinstance(batch, int) and batch > 0):
+        raise UnsupportedError(f"tune_batch: takes a positive integer, not {batch!r}")
+    if isinstance(tune, str) and tune in _BUDGETS:
+        return _BUDGETS[tune]
+    if isinstance(tune, int | float) and not isinstance(tune, bool) and 0 < tune < float("inf"):
+        return float(tune)
+    raise UnsupportedError(f"tune: takes one of {tuple(_BUDGETS)} or a number of seconds, not {tune!r}")
 
 
 def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:
@@ -164,32 +166,7 @@ def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:
     return None, variables if batches is None else batches
 
 
-@dataclass(frozen=True, eq=False)
-class _Network:
-    """A traced function, its simplified float graph, and its variables."""
-
-    traced: Traced
-    graph: Graph
-    variables: Any
-    signature: Signature
-
-    @cached_property
-    def fingerprint(self) -> Fingerprint:
-        return fingerprint(self.traced.graph)
-
-    def place(self, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
-        placement = place(self.graph, config, unseen)
-        if not any(node.op in WEIGHTED for node in placement.int8):
-            raise UnsupportedError(
-                f"the function has nothing to quantize: {_why_nothing(self.graph, placement.reasons)}"
-            )
-        return placement
-
-    def unmatched(self, config: QuantConfig) -> tuple[LayerRule, ...]:
-        return config.unmatched(node.name for node in self.graph.all_nodes if not node.is_constant)
-
-
-def _warn_of_unmatched_rules(network: _Network, config: QuantConfig) -> None:
+def _warn_of_unmatched_rules(network: Network, config: QuantConfig) -> None:
     for rule in network.unmatched(config):
         warnings.warn(
             f"LayerRule({rule.pattern!r}) matched no layer that is left after folding; summary() lists them",
@@ -197,179 +174,11 @@ def _warn_of_unmatched_rules(network: _Network, config: QuantConfig) -> None:
         )
 
 
-def _network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None, signature: Signature) -> _Network:
-    fun, params = as_function(model, variables, static_kwargs or {})
-    _check_variables(params)
-    traced = trace(fun, params, signature.args)
-    return _Network(traced, verify(passes.simplify(traced.graph), "float"), params, signature)
-
-
-def _calibrate(
-    network: _Network,
-    placement: Placement,
-    config: QuantConfig,
-    stream: Batches,
-    mesh: jax.sharding.Mesh | None = None,
-    until: str | None = None,
-    checkpoint: str | PathLike[str] | None = None,
-) -> Calibration:
-    methods = scales.methods(placement, config)
-    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
-
-    def settled(statistics: Statistics) -> bool:
-        by = {tensor: "mse" if method == "auto" else method for tensor, method in methods.items()}
-        chosen = select(by, statistics.histograms, {}, config.percentile)
-        return report(statistics, chosen, config.percentile).settled
-
-    statistics = session.calibrate(
-        network.graph,
-        scales.observed(place(network.graph, QuantConfig())),  # what any rules may need
-        stream,
-        NUM_SAMPLES if automatic else 0,
-        network.fingerprint,
-        backends.calibration(),
-        mesh=mesh,
-        settled=settled if until == "settled" else None,
-        checkpoint=checkpoint,
-    )
-    tensors = scales.methods(place(network.graph, config, statistics.unseen), config)
-    calibration = Calibration(network.fingerprint, stream.signature, tuple(tensors), statistics, {})
-    return replace(calibration, errors=_errors(network, placement, automatic, calibration, config.percentile))
-
-
-def _errors(
-    network: _Network, placement: Placement, tensors: Sequence[Tensor], calibration: Calibration, percentile: float
-) -> Errors:
-    """The errors of the tensors' candidates: as the calibration holds them, measured where it holds the samples."""
-    samples = calibration.statistics.samples
-    same = {tensor.name for tensor in tensors if tensor in calibration.tensors}  # by a rule, a name may be of another
-    stored = {name: errors for name, errors in calibration.errors.items() if name in same}
-    if not samples:
-        return stored
-    histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
-    if stored:
-        known = scales.measured_sums(placement, stored)
-        found = {tensor.name: set(candidates(tensor, histograms, percentile).values()) for tensor in tensors}
-        if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
-            return stored
-    kernels = backends.calibration()
-    count = max(FEWEST_SAMPLES, min(NUM_SAMPLES, calibration.statistics.num_examples // 32))
-    measured_on = examples(network.graph, samples, slice(count))
-    measured = measure_errors(network.graph, placement, tensors, histograms, measured_on, percentile, kernels)
-    return {**stored, **measured}
-
-
-def _quantized(network: _Network, config: QuantConfig, calibration: Calibration) -> "QuantizedModel":
-    placement = network.place(config, calibration.statistics.unseen)
-    methods = scales.methods(placement, config)
-    histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
-    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
-    errors = _errors(network, placement, automatic, calibration, config.percentile)
-    chosen = select(methods, histograms, scales.measured_sums(placement, errors), config.percentile)
-    thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
-    int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
-
-    traced = network.traced
-    summary = Summary(
-        nodes=rows(int8),
-        float_bytes=_size(jax.tree.leaves(network.variables)),
-        int8_bytes=_size(int8.params.values()),
-        fixed_because=traced.fixed_because,
-        methods=dict(Counter(method for method, _ in chosen.values()).most_common()),
-        unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
-    )
-    plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
-    return _model(plan, int8.params)
-
-
-def _check_variables(params: Any) -> None:
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-            continue
-        if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
-            raise UnsupportedError(f"variables: {name!r} is a {type(leaf).__name__}, not an array of numbers")
-        if jnp.issubdtype(array.dtype, np.floating) and not np.all(np.isfinite(np.asarray(array, np.float32))):
-            raise CalibrationError(f"variables: {name!r} holds NaN or Inf; no scale fits it")
-
-
-def _why_nothing(graph: Any, reasons: Mapping[Any, str]) -> str:
-    candidates = (*WEIGHTED, "dot_general", "conv_general_dilated", "scan", "while", "cond")
-    refused = [f"{node.name}: {reasons[node]}" for node in graph.all_nodes if node.op in candidates]
-    return "; ".join(refused[:3]) if refused else "it has no convolution or dot product with constant weights"
-
-
-def _size(arrays: Any) -> int:
-    return sum(getattr(array, "nbytes", 0) for array in arrays)
-
-
-def load(path: str | PathLike[str]) -> "QuantizedModel":
+def load(path: str | PathLike[str]) -> QuantizedModel:
     """The model in a file that `QuantizedModel.save` wrote; needs neither Flax nor the model's code.
 
     Raises:
       PlanError: the file is damaged, foreign, or from a newer jaxq.
     """
     plan, params = artifact.load(path)
-    return _model(plan, params)
-
-
-def _model(plan: Plan, params: Mapping[str, Any]) -> "QuantizedModel":
-    packed = backends.prepare(plan.gathered, params)
-    return QuantizedModel(jax.tree.map(jnp.asarray, packed), plan)
-
-
-@jax.tree_util.register_pytree_node_class
-class QuantizedModel:
-    """A quantized function: callable, a pytree whose leaves are its `params`, and hashed by identity for `jax.jit`.
-
-    It takes the arguments of the function it was made from, at any batch size; one example without the batch axis is
-    taken too, and gives a result without it.
-
-    Attributes:
-      params: {parameter name: array}: int8 weights, multipliers, biases and what stayed in float.
-      plan: what computes with them.
-    """
-
-    def __init__(self, params: Mapping[str, Any], plan: Plan) -> None:
-        self.params = dict(params)
-        self.plan = plan
-
-    def __call__(self, *args: Any) -> Any:
-        """The result, compiled by `jax.jit`.
-
-        Raises:
-          PlanError: the arguments have another structure, shape or dtype than the plan takes.
-        """
-        return self.plan(self.params, *args)
-
-    @property
-    def apply(self) -> Callable[..., Any]:
-        """The pure form, with the weights as an argument: `qmodel.apply(qmodel.params, *args)`."""
-        return self.plan
-
-    def summary(self) -> Summary:
-        """What was fused, in which precision, and what stayed in float and why: print it, or read its `nodes`."""
-        return self.plan.summary
-
-    def save(self, path: str | PathLike[str]) -> None:
-        """Writes the plan and its weights to one file, atomically.
-
-        Raises:
-          UnsupportedError: the function holds a primitive or a pytree type that a file cannot.
-          PlanError: the file cannot be written.
-        """
-        artifact.save(path, self.plan, self.params)
-
-    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], Plan]:
-        return (self.params,), self.plan
-
-    @classmethod
-    def tree_unflatten(cls, plan: Plan, children: tuple[dict[str, Any]]) -> "QuantizedModel":
-        model = object.__new__(cls)
-        model.params, model.plan = children[0], plan
-        return model
-
-    def __repr__(self) -> str:
-        int8 = sum(row.precision == "int8" for row in self.plan.summary.nodes)
-        return f"QuantizedModel({int8} of {len(self.plan.summary.nodes)} nodes in int8)"
+    return model_of(plan, params)

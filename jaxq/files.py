@@ -60,7 +60,7 @@ class FileKind:
         """Writes beside the final place and moves the file there, so that a reader sees the old file or the new one."""
         data = self.pack(header, arrays)
         try:
-            _replace(Path(path), data)
+            replace(Path(path), data)
         except OSError as error:
             raise self.error(f"{path}: cannot be written: {error.strerror}") from error
 
@@ -107,7 +107,8 @@ class FileKind:
         return header
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
+    """Writes the file beside its place and moves it there: a reader sees the old one or the new one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

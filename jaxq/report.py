@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Graph, Node
+from jaxq.graph.node import Aval, Graph, Node, is_int8
 
 _OPS = {
     "reduce_window_max": "pool",
@@ -48,6 +48,32 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What measuring on one machine chose.
+
+    Attributes:
+      device: the machine.
+      batch: the batch size.
+      seconds: a call of the whole network: "int8", "float" (the same graph), "mixed" where some layers stay in float,
+        and "function", the user's own under `jax.jit`.
+      chosen: "int8", "float" or "mixed".
+      layers: {layer: (seconds in int8, in float)} of each layer alone.
+      timings: all that was timed, as the timing cache holds it.
+    """
+
+    device: str
+    batch: int
+    seconds: Mapping[str, float]
+    chosen: str
+    layers: Mapping[str, tuple[float, float]]
+    timings: Mapping[str, float]
+
+    def lines(self) -> list[str]:
+        times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in self.seconds.items())
+        return [f"tuned: {self.chosen}, at batch {self.batch} on {self.device}: {times}"]
+
+
+@dataclass(frozen=True)
 class Summary:
     """`nodes` as data; printed, a table with totals.
 
@@ -57,6 +83,7 @@ class Summary:
       fixed_because: why the plan has a fixed batch size, or None.
       methods: how many scale groups took each calibration method.
       unmatched_rules: patterns of rules that matched no layer.
+      tuning: what measuring chose, or None.
     """
 
     nodes: tuple[Row, ...]
@@ -65,6 +92,7 @@ class Summary:
     fixed_because: str | None
     methods: Mapping[str, int]
     unmatched_rules: tuple[str, ...]
+    tuning: Tuning | None = None
 
     def __str__(self) -> str:
         total = sum(row.macs for row in self.nodes) or 1
@@ -100,7 +128,7 @@ class Summary:
             macs = sum(row.macs for row in rows)
             lines.append(f"float: {len(rows)} ({macs / total:.1%} of the multiply-adds), {reason}: {names}")
         lines.extend(f"rule {pattern!r} matched no layer" for pattern in self.unmatched_rules)
-        return lines
+        return lines + (self.tuning.lines() if self.tuning else [])
 
 
 def _cells(row: Row, total: int) -> tuple[str, ...]:
@@ -132,7 +160,6 @@ def _row(node: Node, turns: int) -> Row:
         op = node.attrs["word"]
     elif op == "opaque":
         op = node.attrs["primitive"].name
-    int8 = node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
     data = [node.operand(role) for role in ("x", "y", "residual") if role in node.roles] if node.roles else node.inputs
     avals = [source.aval for source in data if isinstance(source.aval, Aval) and not source.is_constant]
     outs = (node.aval,) if isinstance(node.aval, Aval) else node.aval
@@ -142,7 +169,7 @@ def _row(node: Node, turns: int) -> Row:
     return Row(
         name=node.name,
         op=_OPS.get(op, op),
-        precision="int8" if int8 else "float",
+        precision="int8" if is_int8(node) else "float",
         fused=node.fused,
         macs=turns * _macs(node),
         reason=node.reason,

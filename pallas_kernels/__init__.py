@@ -9,7 +9,7 @@ from pallas_kernels.conv import ConvChannelConfig, ConvDot4Config, ConvMmaConfig
 from pallas_kernels.conv import candidates as conv_candidates
 from pallas_kernels.conv import default_config as conv_default_config
 from pallas_kernels.conv import supports as conv_supports
-from pallas_kernels.dispatch import on_cuda
+from pallas_kernels.dispatch import by_platform, on_cuda
 from pallas_kernels.dot4 import dot4, pack4
 from pallas_kernels.epilogue import Epilogue
 from pallas_kernels.errors import UnsupportedShapeError
@@ -40,6 +40,7 @@ __all__ = [
     "WgmmaConfig",
     "Window",
     "borders",
+    "by_platform",
     "candidates",
     "compat",
     "conv",

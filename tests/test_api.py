@@ -13,6 +13,7 @@ import pytest
 from networks import decibels, images, mlp, mlp_params, variables
 
 import jaxq
+from jaxq.backends import xla
 
 X = images(8, 12, 12, 3)
 BATCHES = [X, images(5, 12, 12, 3, seed=1)]
@@ -81,7 +82,8 @@ def test_order_of_the_batches_does_not_matter(small_cnn):
 
 def test_int8_flows_from_conv_to_conv(small_cnn):
     qmodel = small_cnn.qmodel
-    eqns = list(networks.equations(jax.make_jaxpr(qmodel)(X).jaxpr))
+    by_xla = jax.make_jaxpr(lambda x: qmodel.plan.evaluate(qmodel.params, (x,), xla.lower))(X)
+    eqns = list(networks.equations(by_xla.jaxpr))
     convs = [eqn for eqn in eqns if eqn.primitive.name == "conv_general_dilated"]
     assert len(convs) >= 8
     for eqn in convs:

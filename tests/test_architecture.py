@@ -16,8 +16,12 @@ ORDER = (
     ("report",),
     ("backends",),
     ("plan",),
+    ("qmodel",),
+    ("build",),
     ("api",),
     ("__init__",),
+    ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
 ROOT = Path(jaxq.__file__).parent
@@ -69,7 +73,8 @@ def test_nothing_unpickles():
 
 def test_rounding_lives_in_numerics():
     for path in ROOT.rglob("*.py"):
-        if parts(path) not in (("numerics",), ("graph", "primitives")):
+        # The replay is the second opinion on numerics, so it rounds by itself.
+        if parts(path) not in (("numerics",), ("graph", "primitives"), ("graph", "replay")):
             text = path.read_text()
             assert not re.search(r"\b(round|rint)\(", text), path
 

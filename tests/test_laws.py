@@ -10,7 +10,6 @@ from generated import Network, networks
 from hypothesis import HealthCheck, given, seed, settings
 
 from jaxq import backends, load, passes
-from jaxq.api import QuantizedModel
 from jaxq.config import QuantConfig
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import WEIGHTED, Graph, Node
@@ -21,6 +20,7 @@ from jaxq.passes.merge import merge
 from jaxq.passes.parameters import name_parameters
 from jaxq.passes.place import place
 from jaxq.plan.plan import Plan
+from jaxq.qmodel import QuantizedModel
 from jaxq.report import Summary, rows
 
 CONFIG = QuantConfig()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax import lax
 from jax.extend.backend import backends
 
 import pallas_kernels
@@ -25,6 +24,9 @@ from jaxq.graph.node import Graph, Node
 
 # XLA fuses these into the float ops around them, which then move no byte more: no kernel of ours is as fast.
 _BORDERS = frozenset({"quantize", "dequantize"})
+
+# What an export calls, which whoever runs it has to know: `import jaxq` for the first, JAX itself for the GPU's.
+CUSTOM_CALLS = (cpu.library.TARGET, "__gpu$xla.gpu.triton", "mosaic_gpu_v2")
 
 
 def gather(graph: Graph) -> Graph:
@@ -68,9 +70,14 @@ def choose(node: Node) -> Callable[..., Any]:
     return run
 
 
+def cpu_kernels() -> str:
+    """The instruction set of the CPU's kernels in use, or "XLA" where there are none."""
+    return cpu.isa() if cpu.available() is None else "XLA"
+
+
 def calibration() -> Kernels:
     """What calibration computes with: the CPU's kernels where there are some and JAX has no other devices, else XLA's.
-    (`lax.platform_dependent` would trace both for every value, which takes longer than to trace the network.)"""
+    (To ask for the platform at every value would take longer than to trace the network.)"""
     if cpu.available() is not None or backends().keys() != {"cpu"}:
         return XLA
     return Kernels(cpu.calibration.count, cpu.calibration.trials, cpu.calibration.trial_errors)
@@ -91,10 +98,10 @@ def _region(node: Node) -> Callable[..., Any]:
             *(x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands)
         )
 
+    either = pallas_kernels.by_platform({"cpu": call, "default": default})
+
     def run(*operands: Any) -> Any:
-        if _is_partitioned(operands):
-            return default(*operands)
-        return lax.platform_dependent(*operands, cpu=call, default=default)
+        return (default if _is_partitioned(operands) else either)(*operands)
 
     return run
 

@@ -187,6 +187,13 @@ def uniform(node: Node) -> Any:
     return first if value.size == 1 or bool(np.all(value == first)) else None
 
 
+def is_int8(node: Node) -> bool:
+    """True for what computes in int8: it makes integers or reads them."""
+    if node.op == "input" or node.is_constant:
+        return False
+    return node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
+
+
 def reads_bytes(node: Node) -> bool:
     """True for the conversion of bytes, an image's, to floats."""
     if node.op != "convert_element_type" or not node.aval.is_float or node.inputs[0].is_constant:

@@ -117,6 +117,11 @@ def _highest(dtype: np.dtype) -> Any:
     return jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else np.inf
 
 
+def _clamped(starts: tuple[jax.Array, ...]) -> list[jax.Array]:
+    """The primitives clamp what lies below zero, which `jax.lax` takes for places from the end."""
+    return [jnp.maximum(start, 0) for start in starts]
+
+
 def _scan(*args: jax.Array, body: Callable[..., Any], num_consts: int, num_carry: int, **attrs: Any) -> list[jax.Array]:
     consts, carry, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
 
@@ -205,8 +210,8 @@ _ROWS = (
         "shape",
         "dimension",
     ),
-    _row(jp.dynamic_slice_p, lambda x, *i, slice_sizes: lax.dynamic_slice(x, i, slice_sizes), "slice_sizes"),
-    _row(jp.dynamic_update_slice_p, lambda x, y, *i: lax.dynamic_update_slice(x, y, i)),
+    _row(jp.dynamic_slice_p, lambda x, *i, slice_sizes: lax.dynamic_slice(x, _clamped(i), slice_sizes), "slice_sizes"),
+    _row(jp.dynamic_update_slice_p, lambda x, y, *i: lax.dynamic_update_slice(x, y, _clamped(i))),
     Row(jp.gather_p, "gather", _fields(*_GATHER), _gather),
     *(
         Row(primitive, name, _fields(*_SCATTER), _scatter(function))
@@ -264,6 +269,13 @@ _ROWS = (
     Row(jp.scan_p, "scan", _read_scan, _scan),
     Row(jp.while_p, "while", _read_while, _while),
     Row(jp.cond_p, "cond", lambda eqn: {"branches": tuple(eqn.params["branches"])}, _cond),
+)
+
+# Those whose result at a place hangs on the operands there alone.
+ELEMENTWISE = frozenset(
+    f"{_UNARY} {_BINARY} add_any and or xor not copy name sharding_constraint device_put optimization_barrier log2 "
+    "one_minus_square clamp select_n integer_pow round reduce_precision convert_element_type "
+    "bitcast_convert_type".split()
 )
 
 TABLE: dict[Primitive, Row] = {row.primitive: row for row in _ROWS if row.primitive is not None}

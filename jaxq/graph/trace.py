@@ -2,9 +2,10 @@
 equation mean stands in `primitives`; what becomes of loops in `unroll`.
 
 The function is traced at two batch sizes and the two graphs are laid over each other: where a dimension differs, it
-follows the batch and becomes a `Dim`, affine through the two sizes. A trace at a third size must then agree. Concrete
-traces see what the model does at real sizes and need no support for symbolic shapes from the model. Where the graphs
-cannot be laid over each other, the batch is fixed and `Traced.fixed_because` says why.
+follows the batch and becomes a `Dim`, affine through the two sizes. The trace at the batch's own size must then agree,
+or one at a third size if its own is none. Concrete traces see what the model does at real sizes and need no support for
+symbolic shapes from the model. Where the graphs cannot be laid over each other, the batch is fixed and
+`Traced.fixed_because` says why.
 """
 
 import re
@@ -108,8 +109,10 @@ def _follow(at: Callable[[int], Graph], graph: Graph, batch: int) -> Graph | str
       at: a batch size to the function's trace at that size.
       graph: its trace at the size `batch`.
     """
+    size = batch if batch > max(SIZES) else CHECK
     try:
-        first, second, third = map(at, (*SIZES, CHECK))
+        first, second = map(at, SIZES)
+        third = graph if size == batch else at(size)
     except Exception as error:  # whatever the model raises at another batch size, it holds for this one only
         return f"the function fails at other batch sizes: {type(error).__name__}: {first_line(error)}"
     overlay = _Overlay(*SIZES)
@@ -118,10 +121,8 @@ def _follow(at: Callable[[int], Graph], graph: Graph, batch: int) -> Graph | str
         return overlay.differences[0]
     _check_mixing(template)
     if not overlay.differences:
-        check = _Overlay(CHECK, CHECK)
-        check.graph(template.bind(CHECK), third)
-        if batch > 1:  # a batch of one is often written without its broadcasts: another trace of the same function
-            check.graph(template.bind(batch), graph)
+        check = _Overlay(size, size)
+        check.graph(template.bind(size), third)
         overlay.differences += check.differences
     return overlay.differences[0] if overlay.differences else template
 

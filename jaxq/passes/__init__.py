@@ -29,7 +29,10 @@ def simplify(graph: Graph) -> Graph:
     return name_parameters(collapse(graph))
 
 
-def quantize(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:
-    """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name."""
+def quantize(
+    graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig, *, merging: bool = True
+) -> Graph:
+    """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name. Without `merging` parallel
+    layers stay apart, and each node has the name of the float node that it was."""
     graph = rewrite(lower(graph, placement, thresholds, config), tables.RULES)
-    return name_parameters(merge(graph))
+    return name_parameters(merge(graph) if merging else graph)

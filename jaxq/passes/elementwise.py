@@ -34,7 +34,7 @@ _RUN = 16
 # Where functions are compared and their slopes measured; beyond it they are taken to go on as they do.
 _GRID = np.linspace(-16.0, 16.0, 4097, dtype=np.float32)
 
-_WORDS: dict[str, Callable[[Any], Any]] = {
+WORDS: dict[str, Callable[[Any], Any]] = {
     "gelu": jax.nn.gelu,
     "silu": jax.nn.silu,
     "hard_swish": jax.nn.hard_swish,
@@ -143,7 +143,7 @@ def _steepness(y: np.ndarray) -> float:
 @functools.cache
 def _named() -> dict[str, np.ndarray]:
     """The functions that have a word, on the grid."""
-    return {word: np.asarray(function(_GRID)) for word, function in _WORDS.items()}
+    return {word: np.asarray(function(_GRID)) for word, function in WORDS.items()}
 
 
 def _word(body: Graph, y: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from jaxq.calibration.step import leading_size, rows
 from jaxq.graph.evaluate import evaluate, reference
 from jaxq.graph.node import ANCHORS, Graph, Node
 from jaxq.passes.place import Placement, ScaleGroup
-from jaxq.passes.scales import readers, tensor_of
+from jaxq.passes.scales import has_error, readers, reads, tensor_of
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -34,8 +34,8 @@ def measure_errors(
 ) -> Errors:
     """{tensor name: {candidate threshold: {reader: error}}} for the tensors whose candidates differ.
 
-    A reader is run on the samples with this tensor alone quantized: its error is the squared error of its output over
-    its squared output. A tensor that none reads has its own error. Some 1e38 stands for what is not finite.
+    A reader (`scales.readers`) is run on the samples with this tensor alone quantized: its error is the squared error
+    of its output over its squared output. Some 1e38 stands for what is not finite.
     """
     groups = {tensor_of(group): group for group in placement.scale_groups}
     found = {tensor: sorted(set(candidates(tensor, histograms, percentile).values())) for tensor in tensors}
@@ -59,7 +59,7 @@ def _measure(
 ) -> dict[_Pair, np.ndarray]:
     """The errors by the thresholds of each group. One example runs after another: in the memory of one, whatever the
     number of samples, all candidates fit."""
-    run = jax.jit(_measuring(graph.bind(1), placement, candidates_of.keys(), kernels))
+    run = jax.jit(_measuring(graph, placement, candidates_of.keys(), kernels))
     params = jax.device_put(graph.params)
     scales = {
         group.name: np.array(thresholds, np.float32) / np.float32(numerics.largest_level(group.dtype))
@@ -75,14 +75,19 @@ def _measure(
 
 
 def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup], kernels: Kernels) -> Any:
-    """The bound graph as a function of its parameters, its inputs and the candidate scales by group name, to the
-    `trial_errors` of every reader, of each operand and value of the group that it meets.
+    """The graph, for one example, as a function of its parameters, its inputs and the candidate scales by group name,
+    to the `trial_errors` of every reader, of each operand and value of the group that it meets.
 
     A reader runs once: with what the candidates make of its input, in a new leading axis beside the input itself. So
     it is compiled once, and once is what compiling it costs in the network alone.
     """
-    group_of = {node.name: group for node, group in placement.groups.items() if group in groups}
-    unread = {name for name, found in readers(placement).items() if found == [name]}
+    read = {
+        node.name: {index: group for index, group in by.items() if group in groups}
+        for node, by in reads(graph, placement).items()
+        if has_error(node)
+    }
+    itself = {name for name, found in readers(graph, placement).items() if name in found}
+    alone = {node.name: group for node, group in placement.groups.items() if group in groups and group.name in itself}
 
     def measuring(params: Any, leaves: Any, scales: Mapping[str, jax.Array]) -> dict[_Pair, list[jax.Array]]:
         errors: dict[_Pair, list[jax.Array]] = defaultdict(list)
@@ -92,25 +97,27 @@ def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup
 
         def lower(node: Node) -> Callable[..., Any]:
             run = reference(node)
-            roles = [role for role in ANCHORS.get(node.op, ()) if node.operand(role).name in group_of]
+            of = read.get(node.name, {})
 
-            def read(*operands: Any) -> Any:
-                for role in roles:
-                    group, at = group_of[node.operand(role).name], node.roles.index(role)
-                    tried = (*operands[:at], trials(group, operands[at]), *operands[at + 1 :])
-                    results = jax.vmap(run, [0 if i == at else None for i in range(len(operands))])(*tried)
+            def with_errors(*operands: Any) -> Any:
+                for at, group in of.items():
+                    tried = trials(group, operands[at])
+                    if node.op not in ANCHORS:  # reads the dequantized value, in its dtype
+                        tried = tried.astype(operands[at].dtype)
+                    axes = [0 if i == at else None for i in range(len(operands))]
+                    results = jax.vmap(run, axes)(*operands[:at], tried, *operands[at + 1 :])
                     exact, found = kernels.trial_errors(results.astype(np.float32))
                     errors[group.name, node.name].append(found)
                 return exact.astype(node.aval.dtype)
 
-            return read if roles else run
+            return with_errors if of else run
 
         def tap(node: Node, value: Any) -> None:
-            group = group_of.get(node.name)
-            if group is not None and group.name in unread:
+            group = alone.get(node.name)
+            if group is not None:
                 errors[group.name, group.name].append(kernels.trial_errors(trials(group, value))[1])
 
-        evaluate(graph, params, leaves, lower, tap)
+        evaluate(graph.bind(1), params, leaves, lower, tap)
         return dict(errors)
 
     return measuring

@@ -12,7 +12,7 @@ threshold comes from the histograms of its sources, the values in it that no int
 that the function converts to float are integers of scale 1 already, and need no threshold: an exact group.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -61,7 +61,9 @@ class Placement:
         return tuple(group for group in dict.fromkeys(self.groups.values()) if not group.exact)
 
 
-def place(graph: Graph, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
+def place(
+    graph: Graph, config: QuantConfig, unseen: Collection[str] = (), in_float: Mapping[str, str] | None = None
+) -> Placement:
     """Places the nodes of a folded and fused float graph.
 
     Args:
@@ -69,8 +71,10 @@ def place(graph: Graph, config: QuantConfig, unseen: Collection[str] = ()) -> Pl
       config: whose rules keep layers in float.
       unseen: names of the values that calibration observed and never saw. A body that holds one was never run, and
         stays in float.
+      in_float: {name of a node: why it stays in float} beside what the config says.
     """
-    parts = [_place(graph, config), *_bodies(graph, config, unseen)]
+    in_float = in_float or {}
+    parts = [_place(graph, config, in_float), *_bodies(graph, config, unseen, in_float)]
     return Placement(
         frozenset().union(*(part.int8 for part in parts)),
         {node: group for part in parts for node, group in part.groups.items()},
@@ -78,7 +82,9 @@ def place(graph: Graph, config: QuantConfig, unseen: Collection[str] = ()) -> Pl
     )
 
 
-def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Iterator[Placement]:
+def _bodies(
+    graph: Graph, config: QuantConfig, unseen: Collection[str], in_float: Mapping[str, str]
+) -> Iterator[Placement]:
     """The placements of all bodies in the graph."""
     for node in graph.nodes:
         for body in node.bodies:
@@ -87,8 +93,8 @@ def _bodies(graph: Graph, config: QuantConfig, unseen: Collection[str]) -> Itera
             elif any(inner.name in unseen for inner in (*body.inputs, *body.nodes)):
                 yield _in_float(body.all_nodes, f"calibration never took this {_part(node)}")
             else:
-                yield _place(body, config, in_body=True)
-                yield from _bodies(body, config, unseen)
+                yield _place(body, config, in_float, in_body=True)
+                yield from _bodies(body, config, unseen, in_float)
 
 
 def _part(node: Node) -> str:
@@ -100,9 +106,9 @@ def _in_float(nodes: Iterable[Node], reason: str) -> Placement:
     return Placement(frozenset(), {}, dict.fromkeys(made, reason))
 
 
-def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placement:
+def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_body: bool = False) -> Placement:
     """The placement of the nodes of one graph, without those of its bodies."""
-    reasons: dict[Node, str] = {}
+    reasons = {node: in_float[node.name] for node in graph.nodes if node.name in in_float}
     capable: set[Node] = set()
     anchors = {node for node in graph.nodes if node.op in ANCHORS and not _set_reason(reasons, node, config)}
     feeding = {node.operand(role) for node in anchors for role in ANCHORS[node.op]}
@@ -112,7 +118,7 @@ def _place(graph: Graph, config: QuantConfig, in_body: bool = False) -> Placemen
         elif node.op in _FLEXIBLE:
             at_hand = all(source in capable or source in feeding for source in data_inputs(node))
             if not at_hand:
-                reasons[node] = "its inputs are float"
+                reasons.setdefault(node, "its inputs are float")
             elif not _set_reason(reasons, node, config):
                 capable.add(node)
 
@@ -163,7 +169,8 @@ def _unknown(node: Node) -> str:
 
 
 def _set_reason(reasons: dict[Node, str], node: Node, config: QuantConfig) -> bool:
-    reason = _why_not(node, config)
+    """Whether there is one why the node cannot be int8."""
+    reason = reasons.get(node) or _why_not(node, config)
     if reason is not None:
         reasons[node] = reason
     return reason is not None

@@ -7,8 +7,8 @@ from jaxq.calibration.histogram import Histogram, merge
 from jaxq.calibration.select import Errors, Sums, Tensor, sums
 from jaxq.config import QuantConfig
 from jaxq.errors import CalibrationError
-from jaxq.graph.node import ANCHORS, Graph, Node
-from jaxq.passes.place import Placement, ScaleGroup
+from jaxq.graph.node import ANCHORS, CONTROL, LAYOUT, Aval, Graph, Node
+from jaxq.passes.place import Placement, ScaleGroup, data_inputs
 
 # Layout ops whose result holds all values of their operands and no others.
 _SAME_VALUES = frozenset(
@@ -67,20 +67,57 @@ def histograms_of(graph: Graph, tensors: Iterable[Tensor], known: Mapping[str, H
     return derived
 
 
-def readers(placement: Placement) -> dict[str, list[str]]:
-    """{tensor name: its readers}: the anchors that read it as integers; where none does, the tensor itself."""
-    found: dict[str, list[str]] = {group.name: [] for group in placement.scale_groups}
-    for node in placement.int8:
-        for role in ANCHORS.get(node.op, ()):
-            group = placement.groups[node.operand(role)]
-            if not group.exact:
-                found[group.name].append(node.name)
-    return {name: sorted(set(names)) or [name] for name, names in found.items()}
+def reads(graph: Graph, placement: Placement) -> dict[Node, dict[int, ScaleGroup]]:
+    """{node: {index of an operand: the scale group whose error it has}}. An anchor or a table reads integers; a node in
+    float what an int8 node made of them, perhaps moved. (A float value that an anchor reads as integers too reaches the
+    nodes in float as it is.) Without the nodes of bodies, whose values cannot be measured."""
+    found: dict[Node, dict[int, ScaleGroup]] = {}
+    made = _made_of_integers(graph, placement)
+    for node in graph.nodes:
+        if node in placement.int8:
+            indices = [node.roles.index(role) for role in ANCHORS.get(node.op, ())]
+            groups = {i: placement.groups[node.inputs[i]] for i in indices or range(node.op == "elementwise")}
+        elif node not in made:
+            groups = {i: made[source] for i, source in enumerate(node.inputs) if source in made}
+        else:
+            continue
+        found[node] = {i: group for i, group in groups.items() if not group.exact}
+    return found
 
 
-def measured_sums(placement: Placement, errors: Errors) -> Sums:
+def _made_of_integers(graph: Graph, placement: Placement) -> dict[Node, ScaleGroup]:
+    """The values that int8 nodes made as integers, and those that layout ops in float moved."""
+    made: dict[Node, ScaleGroup] = {}
+    for node in graph.nodes:
+        if node in placement.int8:
+            if node in placement.groups:
+                made[node] = placement.groups[node]
+        elif node.op in LAYOUT and has_error(node) and len(data_inputs(node)) == 1 and data_inputs(node)[0] in made:
+            made[node] = made[data_inputs(node)[0]]
+    return made
+
+
+def has_error(node: Node) -> bool:
+    """Whether the node makes one float value, by no loop or branch: how far that is off can be measured."""
+    return node.op not in CONTROL and isinstance(node.aval, Aval) and node.aval.is_float
+
+
+def readers(graph: Graph, placement: Placement) -> dict[str, list[str]]:
+    """{tensor name: its readers}: the nodes that read it; and the tensor itself where it is a result, or nothing reads
+    it whose error can be measured."""
+    found: dict[str, set[str]] = {group.name: set() for group in placement.scale_groups}
+    for node, by in reads(graph, placement).items():
+        for group in by.values():
+            found[group.name].add(node.name if has_error(node) else group.name)
+    made = _made_of_integers(graph, placement)
+    for group in {made[node] for node in graph.outputs if node in made and not made[node].exact}:
+        found[group.name].add(group.name)
+    return {name: sorted(names) or [name] for name, names in found.items()}
+
+
+def measured_sums(graph: Graph, placement: Placement, errors: Errors) -> Sums:
     """The errors of the readers that the placement has, for the tensors of which all were measured."""
-    wanted = readers(placement)
+    wanted = readers(graph, placement)
     return sums(
         {
             name: {t: {r: by[r] for r in wanted[name]} for t, by in found.items() if all(r in by for r in wanted[name])}

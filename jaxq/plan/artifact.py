@@ -31,5 +31,5 @@ def load(path: str | PathLike[str]) -> tuple[Plan, dict[str, np.ndarray]]:
     header, arrays = PLAN_FILE.read(path)
     try:
         return codec.decode_plan(header, arrays)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except Exception as error:  # whatever it is that the header holds, it is no plan
         raise PlanError(f"{path}: the plan does not decode: {type(error).__name__}: {error}") from error

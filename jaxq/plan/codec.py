@@ -9,10 +9,11 @@ import jax
 import numpy as np
 
 from jaxq.errors import UnsupportedError
+from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan.plan import Plan
-from jaxq.report import Row, Summary
+from jaxq.report import Summary, Tuning, rows
 from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
 
@@ -38,9 +39,8 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
 def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays]:
     """The plan and its parameters."""
     decoder = _Decoder(arrays)
-    graph = verify(decoder.graph(header["graph"]), "quantized")
-    data = decoder.value(header["summary"])
-    summary = Summary(**(data | {"nodes": tuple(Row(**row) for row in data["nodes"])}))
+    graph = _check_shapes(verify(decoder.graph(header["graph"]), "quantized"))
+    summary = _summary(decoder.value(header["summary"]), graph)
     in_tree, out_tree = decode_tree(header["in_tree"]), decode_tree(header["out_tree"])
     if (in_tree.num_leaves, out_tree.num_leaves) != (len(graph.inputs), len(graph.outputs)):
         raise ValueError("the signature does not fit the graph")
@@ -48,9 +48,50 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays
     return plan, graph.params
 
 
+def _check_shapes(graph: Graph) -> Graph:
+    """The graph itself, if every node makes what it says, at two examples as at any other number; a ValueError that
+    names the node where one does not."""
+
+    def check(node: Node, value: Any) -> None:
+        made = tuple(value) if isinstance(node.aval, tuple) else (value,)
+        avals = node.aval if isinstance(node.aval, tuple) else (node.aval,)
+        if tuple(Aval(y.shape, y.dtype) for y in made) != avals:
+            raise ValueError(f"{node!r} makes {', '.join(f'{y.dtype}{list(y.shape)}' for y in made)}")
+
+    bound = graph.bind(2)
+    arrays = [jax.ShapeDtypeStruct(node.aval.shape, node.aval.dtype) for node in bound.inputs]
+    jax.eval_shape(lambda params, inputs: evaluate(bound, params, inputs, tap=check), bound.params, arrays)
+    return graph
+
+
 def _summary_data(summary: Summary) -> dict[str, Any]:
-    data = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)}
-    return data | {"nodes": tuple(dataclasses.asdict(row) for row in summary.nodes)}
+    """All but the rows, which follow from the graph."""
+    data = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary) if field.name != "nodes"}
+    return data | {"tuning": summary.tuning and dataclasses.asdict(summary.tuning)}
+
+
+def _summary(data: Mapping[str, Any], graph: Graph) -> Summary:
+    tuning = data.get("tuning")
+    return Summary(
+        nodes=rows(graph),
+        float_bytes=int(data["float_bytes"]),
+        int8_bytes=int(data["int8_bytes"]),
+        fixed_because=None if data["fixed_because"] is None else str(data["fixed_because"]),
+        methods={str(method): int(count) for method, count in data["methods"].items()},
+        unmatched_rules=tuple(map(str, data["unmatched_rules"])),
+        tuning=None if tuning is None else _tuning(tuning),
+    )
+
+
+def _tuning(data: Mapping[str, Any]) -> Tuning:
+    return Tuning(
+        device=str(data["device"]),
+        batch=int(data["batch"]),
+        seconds={str(name): float(seconds) for name, seconds in data["seconds"].items()},
+        chosen=str(data["chosen"]),
+        layers={str(name): (float(int8), float(in_float)) for name, (int8, in_float) in data["layers"].items()},
+        timings={str(what): float(seconds) for what, seconds in data["timings"].items()},
+    )
 
 
 @dataclasses.dataclass

@@ -72,7 +72,7 @@ class Plan:
           PlanError: other parameters or arguments than the plan was made for.
         """
         self._check_params(params)
-        leaves, batch, one_example = self._leaves(args)
+        leaves, batch, one_example = self.leaves(args)
         params, leaves = _not_differentiable((dict(params), leaves))
         if lower is backends.choose:
             results = evaluate(self.gathered.bind(batch), params, leaves, lower)
@@ -97,9 +97,13 @@ class Plan:
             if given != node.aval:
                 raise PlanError(f"params: {node.name!r} is {given}, the plan takes {node.aval}")
 
-    def _leaves(self, args: tuple[Any, ...]) -> tuple[list[Any], Any, bool]:
+    def leaves(self, args: tuple[Any, ...]) -> tuple[list[Any], Any, bool]:
         """The argument leaves, checked; the batch size; and whether the arguments are one example, which gets a batch
-        axis (where every result has one to take off again)."""
+        axis (where every result has one to take off again).
+
+        Raises:
+          PlanError: other arguments than the plan was made for.
+        """
         leaves, tree = jax.tree.flatten(args)
         if tree != self.in_tree:
             raise PlanError(f"the arguments are {shown(tree)}, the plan takes {shown(self.in_tree)}")

@@ -179,7 +179,7 @@ def test_weights_are_prepared_once(compiled, small, tmp_path):
     assert (conv.data[0].shape, conv.data[1], conv.shape) == ((8, 3, 3, 4), None, (3, 3, 3, 8))
     assert (dot.data[0].shape, dot.shape) == ((5, 16), (5, 8))
     np.testing.assert_array_equal(dot.data[1], 128 * np.asarray(dot, np.int32).sum(1))
-    packed_model = jaxq.api.QuantizedModel(packed, qmodel.plan)
+    packed_model = jaxq.QuantizedModel(packed, qmodel.plan)
     np.testing.assert_array_equal(packed_model(x), qmodel(x))
     np.testing.assert_array_equal(network(qmodel)(packed, x), qmodel(x))
     assert KERNEL in cuda(network(qmodel), packed, x)

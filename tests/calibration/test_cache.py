@@ -19,11 +19,12 @@ from jaxq.calibration.result import Calibration
 from jaxq.config import METHODS
 
 SECRET = images(8, 6)
+BATCHES = [SECRET, images(8, 6, seed=1), images(3, 6, seed=2)]
 
 
 @pytest.fixture(scope="module")
 def calibration():
-    return jaxq.calibrate(mlp, mlp_params(6, 5, 4), [SECRET, images(8, 6, seed=1), images(3, 6, seed=2)])
+    return jaxq.calibrate(mlp, mlp_params(6, 5, 4), BATCHES)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_saving_again_gives_the_same_file(saved, tmp_path):
 
 
 def test_the_file_holds_no_sample(calibration, saved, checkpoint):
-    rows = [row.tobytes() for row in SECRET]
+    rows = [row.tobytes() for batch in BATCHES for row in batch]
     assert calibration.statistics.samples and Calibration.load(saved).statistics.samples == ()
     assert not any(row in saved.read_bytes() for row in rows)
     assert any(row in checkpoint.read_bytes() for row in rows)  # the search would find one

@@ -9,11 +9,9 @@ from flax import nnx
 from networks import images, mlp, mlp_params
 
 import jaxq
-from jaxq import api
 from jaxq.calibration import cache, observe
 from jaxq.calibration.result import Calibration
 from jaxq.config import METHODS
-from jaxq.passes.measure import measure_errors
 
 PARAMS = mlp_params(6, 5, 4)
 BATCHES = [images(8, 6), images(8, 6, seed=1), images(3, 6, seed=2)]
@@ -57,20 +55,21 @@ def test_thresholds_of_every_method(plain):
     assert plain.num_examples == 19
 
 
-@pytest.mark.parametrize(("counted", "measured"), [(20, 4), (128, 4), (200, 6), (600, 8)])
-def test_one_in_32_examples_is_measured_on_from_four_to_eight(counted, measured, monkeypatch):
-    """Of those that were kept, the ones with the smallest hashes, which no order of the batches changes."""
-    measured_on = []
+def test_errors_are_measured_of_all_that_reads_a_value():
+    """A layer, the table of an activation, and what reads it in float; the value itself where it is a result, or where
+    a loop reads it, whose error is not measured."""
 
-    def recorded(graph, placement, tensors, histograms, samples, *rest):
-        measured_on.append(samples[0])
-        return measure_errors(graph, placement, tensors, histograms, samples, *rest)
+    def fun(params, x):
+        y = jax.nn.silu(x @ params["a"])
+        z = y @ params["b"]
+        total = jax.lax.fori_loop(0, 3, lambda i, total: total + jnp.sin(z), jnp.zeros_like(z))
+        return jnp.exp(y.T), y, z @ params["c"], total
 
-    monkeypatch.setattr(api, "measure_errors", recorded)
-    c = jaxq.calibrate(mlp, PARAMS, [images(counted, 6)])
-    assert c.errors and len(c.statistics.samples[0]) == 8
-    (samples,) = measured_on
-    np.testing.assert_array_equal(samples, c.statistics.samples[0][:measured])
+    params = {name: images(6, 6, seed=seed) for seed, name in enumerate("abc")}
+    c = jaxq.calibrate(fun, params, BATCHES)
+    readers = {name: {reader for by in thresholds.values() for reader in by} for name, thresholds in c.errors.items()}
+    assert readers == {"input": {"a"}, "a": {"mul"}, "mul": {"b", "exp", "mul"}, "b": {"c", "b"}}
+    assert all(0 <= error < 1 for by in c.errors.values() for errors in by.values() for error in errors.values())
 
 
 def test_values_of_one_scale_have_one_threshold(small):

@@ -77,6 +77,8 @@ def test_primitive_names_are_unique():
 PRIMITIVES = {
     "gather": lambda x: x[:, np.array([2, 0])],
     "dynamic_slice": lambda x: jax.lax.dynamic_slice(x, (0, 1), (2, 2)),
+    "dynamic_slice far below": lambda x: jax.lax.dynamic_slice(x, (0, (x > 1e9).sum() - 8), (2, 2)),
+    "dynamic_update_slice far below": lambda x: jax.lax.dynamic_update_slice(x, x[:, :1], (0, (x > 1e9).sum() - 8)),
     "sort": lambda x: jax.numpy.sort(x, axis=1),
     "top_k": lambda x: jax.lax.top_k(x, 2),
     "argmax": lambda x: x.argmax(1),

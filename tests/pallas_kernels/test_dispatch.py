@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from pallas_kernels import on_cuda
-from pallas_kernels.compat import gpu_target
+from pallas_kernels import by_platform, on_cuda
+from pallas_kernels.compat import compute_capability, gpu_target
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -75,10 +75,39 @@ def test_one_export_holds_both(platforms):
 
 def test_the_forms_must_agree():
     for kernel in (lambda x: x.astype(jnp.int8), lambda x: (x, x)):
-        with pytest.raises(TypeError, match="the kernel gives"):
-            on_cuda(kernel, lambda x: x)(X)
+        traced = jax.jit(on_cuda(kernel, lambda x: x)).trace(X)
+        traced.lower()
+        with pytest.raises(TypeError, match="the form for cuda gives"):
+            traced.lower(lowering_platforms=("cuda",))
+
+
+def test_a_form_is_traced_where_it_is_lowered():
+    """For its own platform, in the context that it was called in: what the kernel is for."""
+    seen = []
+
+    def kernel(x):
+        seen.append(compute_capability())
+        return x * 2
+
+    run = jax.jit(jax.vmap(on_cuda(kernel, lambda x: x + 1)))
+    np.testing.assert_array_equal(run(X), X + 1)
+    assert not seen
+    with gpu_target("NVIDIA B200"):
+        traced = run.trace(X)
+    traced.lower()
+    assert not seen
+    assert "multiply" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    run.trace(X).lower(lowering_platforms=("cuda",))
+    assert seen == [100, 80]
+
+
+def test_a_platform_without_a_form_has_the_default():
+    run = by_platform({"tpu": lambda x: x * 2, "default": lambda x: x + 1})
+    np.testing.assert_array_equal(run(X), X + 1)
+    text = jax.jit(run).trace(X).lower(lowering_platforms=("tpu",)).as_text()
+    assert "multiply" in text and "add" not in text
 
 
 def test_there_is_no_derivative():
-    with pytest.raises(NotImplementedError, match="on_cuda"):
+    with pytest.raises(NotImplementedError, match="by_platform"):
         jax.grad(lambda x: BOTH(x, ARGS[1])["sum"].sum())(X)

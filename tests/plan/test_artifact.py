@@ -180,7 +180,7 @@ def test_a_newer_file(saved, tmp_path):
         lambda h: h.update(out_tree=None),
         lambda h: h["graph"]["nodes"][-1].pop("inputs"),
         lambda h: h["graph"]["nodes"][-1].pop("roles"),
-        lambda h: h["summary"]["$map"].pop(),
+        lambda h: h["summary"]["$map"].pop(0),
     ],
 )
 def test_an_edited_header(saved, tmp_path, edit):

@@ -4,7 +4,8 @@ Each block runs through all operations of the region, on one thread, before the 
 operations stays in the caches, and threads wait for one another once a call, not at every operation.
 """
 
-from jaxq.graph.node import Dim, Graph, Node
+from jaxq.graph.examples import keeps_apart
+from jaxq.graph.node import Graph
 
 # The values inside a block, in bytes: a core's part of the caches.
 _ROOM = 2 << 20
@@ -12,9 +13,7 @@ _ROOM = 2 << 20
 
 def batch_of(unbound: Graph, body: Graph) -> int:
     """The batch size at which `body` is `unbound` bound, where each example is computed by itself; 1 elsewhere."""
-    if not all(node.aval.follows_batch for node in unbound.outputs) or not all(
-        map(_keeps_examples_apart, unbound.nodes)
-    ):
+    if not all(node.aval.follows_batch for node in unbound.outputs) or not all(map(keeps_apart, unbound.nodes)):
         return 1
     pairs = zip(unbound.inputs, body.inputs, strict=True)
     return next((bound.aval.shape[0] for node, bound in pairs if node.aval.leads_batch), 1)
@@ -27,24 +26,3 @@ def block_size(batch: int, bytes_of_one: int, threads: int) -> int:
     fair = [n for n in sizes if (batch // n) % threads == 0 or batch // n >= 4 * threads]
     fitting = [n for n in fair if n * bytes_of_one <= _ROOM]
     return max(fitting, default=min(fair, default=batch))
-
-
-def _keeps_examples_apart(node: Node) -> bool:
-    """Whether the node is the same for all examples; or its leading axis goes over the examples, or the rows of one
-    after another, and an example of it hangs on no other example."""
-    if not node.aval.follows_batch:
-        return True
-    lead, *rest = node.aval.shape
-    if not isinstance(lead, Dim) or lead.constant != 0 or any(isinstance(dim, Dim) for dim in rest):
-        return False
-    if node.op in ("input", "reshape", "squeeze"):
-        return True
-    if any(s.aval.shape[0] != lead for s in node.inputs if s.aval.follows_batch):
-        return False
-    if node.op == "transpose":
-        return bool(node.attrs["permutation"][0] == 0)
-    if node.op == "concatenate":
-        return bool(node.attrs["dimension"] != 0)
-    if node.op == "slice":
-        return bool(node.attrs["start_indices"][0] == 0)
-    return node.op != "sum" or 0 not in node.attrs["axes"]

@@ -1,0 +1,212 @@
+"""A function's way to its plan, step by step: traced and simplified, calibrated, quantized, tuned."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq import backends, passes
+from jaxq.calibration import session
+from jaxq.calibration.batches import Batches, Signature
+from jaxq.calibration.observe import Statistics
+from jaxq.calibration.report import report
+from jaxq.calibration.result import Calibration
+from jaxq.calibration.select import Errors, Tensor, candidates, select
+from jaxq.config import LayerRule, QuantConfig
+from jaxq.errors import CalibrationError, UnsupportedError
+from jaxq.graph.fingerprint import Fingerprint, fingerprint
+from jaxq.graph.node import WEIGHTED, Graph
+from jaxq.graph.trace import Traced, trace
+from jaxq.graph.verify import verify
+from jaxq.models import as_function
+from jaxq.passes import scales
+from jaxq.passes.measure import measure_errors
+from jaxq.passes.place import Placement, place
+from jaxq.plan import tune
+from jaxq.plan.plan import Plan
+from jaxq.plan.timing import TimingCache
+from jaxq.qmodel import QuantizedModel, model_of
+from jaxq.report import Summary, Tuning, rows
+
+# Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
+# go forward.
+NUM_SAMPLES = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A function of its variables, as traced, and its simplified float graph."""
+
+    function: Callable[..., Any]
+    traced: Traced
+    graph: Graph
+    variables: Any
+    signature: Signature
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        return fingerprint(self.traced.graph)
+
+    def place(self, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
+        """The placement without regard to speed."""
+        placement = place(self.graph, config, unseen)
+        if not any(node.op in WEIGHTED for node in placement.int8):
+            raise UnsupportedError(
+                f"the function has nothing to quantize: {_why_nothing(self.graph, placement.reasons)}"
+            )
+        return placement
+
+    def unmatched(self, config: QuantConfig) -> tuple[LayerRule, ...]:
+        return config.unmatched(node.name for node in self.graph.all_nodes if not node.is_constant)
+
+
+def network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None, signature: Signature) -> Network:
+    """The user's function of batches like that one."""
+    fun, params = as_function(model, variables, static_kwargs or {})
+    _check_variables(params)
+    traced = trace(fun, params, signature.args)
+    return Network(fun, traced, verify(passes.simplify(traced.graph), "float"), params, signature)
+
+
+def calibrate(
+    network: Network,
+    placement: Placement,
+    config: QuantConfig,
+    stream: Batches,
+    mesh: jax.sharding.Mesh | None = None,
+    until: str | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Calibration:
+    """One pass over the stream, and the errors that "auto" needs."""
+    methods = scales.methods(placement, config)
+    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
+
+    def settled(statistics: Statistics) -> bool:
+        by = {tensor: "mse" if method == "auto" else method for tensor, method in methods.items()}
+        chosen = select(by, statistics.histograms, {}, config.percentile)
+        return report(statistics, chosen, config.percentile).settled
+
+    statistics = session.calibrate(
+        network.graph,
+        scales.observed(place(network.graph, QuantConfig())),  # what any rules may need
+        stream,
+        NUM_SAMPLES if automatic else 0,
+        network.fingerprint,
+        backends.calibration(),
+        mesh=mesh,
+        settled=settled if until == "settled" else None,
+        checkpoint=checkpoint,
+    )
+    tensors = scales.methods(place(network.graph, config, statistics.unseen), config)
+    calibration = Calibration(network.fingerprint, stream.signature, tuple(tensors), statistics, {})
+    return replace(calibration, errors=_errors(network, placement, automatic, calibration, config.percentile))
+
+
+def _errors(
+    network: Network, placement: Placement, tensors: Sequence[Tensor], calibration: Calibration, percentile: float
+) -> Errors:
+    """The errors of the tensors' candidates: as the calibration holds them, measured where it holds the samples."""
+    samples = calibration.statistics.samples
+    same = {tensor.name for tensor in tensors if tensor in calibration.tensors}  # by a rule, a name may be of another
+    stored = {name: errors for name, errors in calibration.errors.items() if name in same}
+    if not samples:
+        return stored
+    histograms = scales.histograms_of(network.graph, tensors, calibration.histograms)
+    if stored:
+        known = scales.measured_sums(network.graph, placement, stored)
+        found = {tensor.name: set(candidates(tensor, histograms, percentile).values()) for tensor in tensors}
+        if all(len(by) == 1 or by <= known.get(name, {}).keys() for name, by in found.items()):
+            return stored
+    kernels = backends.calibration()
+    measured = measure_errors(network.graph, placement, tensors, histograms, samples, percentile, kernels)
+    return {**stored, **measured}
+
+
+def quantized(
+    network: Network, config: QuantConfig, calibration: Calibration, placement: Placement | None = None
+) -> QuantizedModel:
+    """The plan of all that the placement has in int8; of all that can be unless one is given."""
+    placement = placement or network.place(config, calibration.statistics.unseen)
+    thresholds, chosen = _thresholds(network, config, calibration, placement)
+    int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
+
+    traced = network.traced
+    summary = Summary(
+        nodes=rows(int8),
+        float_bytes=_size(jax.tree.leaves(network.variables)),
+        int8_bytes=_size(int8.params.values()),
+        fixed_because=traced.fixed_because,
+        methods=dict(Counter(chosen).most_common()),
+        unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
+    )
+    plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
+    return model_of(plan, int8.params)
+
+
+def _thresholds(
+    network: Network, config: QuantConfig, calibration: Calibration, placement: Placement
+) -> tuple[dict[str, float], list[str]]:
+    """The threshold of every scale group by its name, and the methods that made them."""
+    methods = scales.methods(placement, config)
+    histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
+    automatic = [tensor for tensor, method in methods.items() if method == "auto"]
+    errors = _errors(network, placement, automatic, calibration, config.percentile)
+    sums = scales.measured_sums(network.graph, placement, errors)
+    chosen = select(methods, histograms, sums, config.percentile)
+    return {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}, [m for m, _ in chosen.values()]
+
+
+def tuned(
+    network: Network, config: QuantConfig, calibration: Calibration, seconds: float, batch: int | None
+) -> QuantizedModel:
+    """The fastest of int8, float and mixes of both, by what each takes on this machine."""
+    graph, unseen = network.graph, calibration.statistics.unseen
+    placement = network.place(config, unseen)
+    thresholds, _ = _thresholds(network, config, calibration, placement)
+    apart = passes.quantize(graph, placement, thresholds, config, merging=False)
+    leaves = zip(graph.inputs, calibration.signature.leaves, strict=True)
+    batch = batch or next((leaf.shape[0] for node, leaf in leaves if node.aval.leads_batch), 1)
+    cache = TimingCache()
+    twins = tune.time_twins(graph, placement, apart, batch, cache, seconds / 2)
+    cache.save()
+
+    def model(in_float: Collection[str]) -> QuantizedModel:
+        reasons = {name: twins.reason(name) for name in in_float}
+        return quantized(network, config, calibration, place(graph, config, unseen, reasons))
+
+    models = {name: model(in_float) for name, in_float in tune.precisions(graph, placement, twins, seconds).items()}
+    args = tune.arguments(graph, network.traced.in_tree, batch)
+    calls: dict[str, Any] = {name: partial(model, *args) for name, model in models.items()}
+    calls["function"] = partial(jax.jit(network.function), network.variables, *args)
+    found = tune.fastest(calls, seconds / 2)
+    tuning = Tuning(cache.device, batch, found, tune.choice(found), twins.layers(), cache.used)
+    best = models[tuning.chosen]
+    return QuantizedModel(best.params, replace(best.plan, summary=replace(best.summary(), tuning=tuning)))
+
+
+def _check_variables(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            continue
+        if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+            raise UnsupportedError(f"variables: {name!r} is a {type(leaf).__name__}, not an array of numbers")
+        if jnp.issubdtype(array.dtype, np.floating) and not np.all(np.isfinite(np.asarray(array, np.float32))):
+            raise CalibrationError(f"variables: {name!r} holds NaN or Inf; no scale fits it")
+
+
+def _why_nothing(graph: Any, reasons: Mapping[Any, str]) -> str:
+    candidates = (*WEIGHTED, "dot_general", "conv_general_dilated", "scan", "while", "cond")
+    refused = [f"{node.name}: {reasons[node]}" for node in graph.all_nodes if node.op in candidates]
+    return "; ".join(refused[:3]) if refused else "it has no convolution or dot product with constant weights"
+
+
+def _size(arrays: Any) -> int:
+    return sum(getattr(array, "nbytes", 0) for array in arrays)

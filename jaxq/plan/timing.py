@@ -1,0 +1,146 @@
+"""How long functions take beside one another, and the file that remembers it for this machine."""
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq import backends, files
+from jaxq.numerics import BOUNDS
+from jaxq.version import __version__
+
+_FEWEST_TURNS = 5
+
+
+def interleaved(functions: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """The median seconds of a call of each, turn by turn, so that a busy machine slows all alike: until no quartile of
+    one lies within those of another, or `seconds` are over. Each was called once before."""
+    for function in functions:
+        jax.block_until_ready(function())
+    taken: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + seconds
+    while len(taken[0]) < _FEWEST_TURNS or (time.perf_counter() < end and not _apart(taken)):
+        for function, of_one in zip(functions, taken, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            of_one.append(time.perf_counter() - start)
+    return [float(np.median(of_one)) for of_one in taken]
+
+
+def _apart(taken: Sequence[Sequence[float]]) -> bool:
+    quartiles = sorted(tuple(np.quantile(of_one, (0.25, 0.75))) for of_one in taken)
+    return all(one[1] < next_[0] for one, next_ in itertools.pairwise(quartiles))
+
+
+def device_label() -> str:
+    """What timings are of: the GPU's kind, or the processor's name, its cores and the kernels' instruction set."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return f"{found[1]}, {os.cpu_count()} cores, {backends.cpu_kernels()}"
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {backends.cpu_kernels()}"
+
+
+def cache_folder() -> Path:
+    """`JAXQ_CACHE_DIR`, or jaxq's folder in the user's cache directory."""
+    given = os.environ.get("JAXQ_CACHE_DIR")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxq"
+
+
+class TimingCache:
+    """{what was timed: seconds} of one device, in a JSON file that several processes may read and write at a time.
+
+    A file that cannot be read is told of by a warning and written anew; one that cannot be written costs no more than
+    measuring again.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.device = device_label()
+        name = re.sub(r"\W+", "-", self.device).strip("-")[:60]
+        digest = hashlib.sha256(self.device.encode()).hexdigest()[:8]
+        self.path = (folder or cache_folder()) / "timings" / f"{name}-{digest}.json"
+        self.used: dict[str, float] = {}
+        self._new: dict[str, float] = {}
+        self._known = self._read()
+
+    def key(self, what: str) -> str:
+        return f"jax {jax.__version__}, jaxq {__version__}: {what}"
+
+    def get(self, what: str) -> float | None:
+        seconds = self._known.get(self.key(what))
+        if seconds is not None:
+            self.used[what] = seconds
+        return seconds
+
+    def put(self, what: str, seconds: float) -> None:
+        self.used[what] = self._known[self.key(what)] = self._new[self.key(what)] = seconds
+
+    def save(self) -> None:
+        """Adds what was measured to what the file holds by now."""
+        if not self._new:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(self.path.with_suffix(".lock")):
+                text = json.dumps({"device": self.device, "seconds": self._read() | self._new}, indent=0)
+                files.replace(self.path, text.encode())
+        except OSError as error:
+            warnings.warn(f"timing cache: {self.path} cannot be written: {error.strerror}", stacklevel=2)
+        self._new = {}
+
+    def _read(self) -> dict[str, float]:
+        try:
+            data = json.loads(self.path.read_bytes())
+            return {str(key): _positive(seconds) for key, seconds in data["seconds"].items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            warnings.warn(
+                f"timing cache: {self.path} cannot be read ({type(error).__name__}: {error}); it is written anew",
+                stacklevel=3,
+            )
+            return {}
+
+
+def _positive(seconds: Any) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < 1e6:
+        raise ValueError(f"{seconds!r} is no time")
+    return float(seconds)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def drawn(avals: Iterable[Any]) -> list[np.ndarray]:
+    """Arrays of those shapes and dtypes to time with: normal floats, bytes of all levels, zeros of other integers, as
+    they may be indices."""
+    rng = np.random.default_rng(0)
+
+    def draw(aval: Any) -> np.ndarray:
+        if jax.numpy.issubdtype(aval.dtype, np.floating):
+            return np.asarray(rng.normal(size=aval.shape), aval.dtype)
+        if aval.dtype.name in BOUNDS:
+            low, high = BOUNDS[aval.dtype.name]
+            return rng.integers(int(low), int(high) + 1, aval.shape).astype(aval.dtype)
+        return np.zeros(aval.shape, aval.dtype)
+
+    return [draw(aval) for aval in avals]

@@ -1,0 +1,106 @@
+"""The quantized model that a user holds: a plan with its parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxq import backends
+from jaxq.plan import ahead, artifact
+from jaxq.plan.ahead import CompiledModel
+from jaxq.plan.plan import Plan
+from jaxq.report import Summary
+
+
+def model_of(plan: Plan, params: Mapping[str, Any]) -> "QuantizedModel":
+    """The plan with its parameters in the form that this machine's backend reads."""
+    packed = backends.prepare(plan.gathered, params)
+    return QuantizedModel(jax.tree.map(jnp.asarray, packed), plan)
+
+
+@jax.tree_util.register_pytree_node_class
+class QuantizedModel:
+    """A quantized function: callable, a pytree whose leaves are its `params`, and hashed by identity for `jax.jit`.
+
+    It takes the arguments of the function it was made from, at any batch size; one example without the batch axis is
+    taken too, and gives a result without it.
+
+    Attributes:
+      params: {parameter name: array}: int8 weights, multipliers, biases and what stayed in float.
+      plan: what computes with them.
+    """
+
+    def __init__(self, params: Mapping[str, Any], plan: Plan) -> None:
+        self.params = dict(params)
+        self.plan = plan
+
+    def __call__(self, *args: Any) -> Any:
+        """The result, compiled by `jax.jit`.
+
+        Raises:
+          PlanError: the arguments have another structure, shape or dtype than the plan takes.
+        """
+        return self.plan(self.params, *args)
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """The pure form, with the weights as an argument: `qmodel.apply(qmodel.params, *args)`."""
+        return self.plan
+
+    def summary(self) -> Summary:
+        """What was fused, in which precision, and what stayed in float and why: print it, or read its `nodes`."""
+        return self.plan.summary
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the plan and its weights to one file, atomically.
+
+        Raises:
+          UnsupportedError: the function holds a primitive or a pytree type that a file cannot.
+          PlanError: the file cannot be written.
+        """
+        artifact.save(path, self.plan, self.params)
+
+    def compile(self, batch_sizes: int | Sequence[int] = 1, *, device: jax.Device | None = None) -> CompiledModel:
+        """The model compiled for these batch sizes, on `device` or JAX's first one: no call of the result compiles.
+
+            serve = qmodel.compile((1, 8, 32))
+            serve(x)  # of 20 examples: runs at 32; of 70: twice at 32 and once at 8
+
+        With `jax.config.update("jax_compilation_cache_dir", folder)` before it, a later process finds what was compiled
+        in the folder. Where the batch is fixed the sizes are its own.
+
+        Raises:
+          UnsupportedError: batch sizes or a device that are none.
+        """
+        return ahead.compile_plan(self.plan, self.params, batch_sizes, device)
+
+    def export(
+        self, batch_size: int | None = None, *, platforms: Sequence[str] = ("cpu", "cuda")
+    ) -> jax.export.Exported:
+        """The model as StableHLO with its weights inside, for each of the platforms: `exported.call(*args)`, or
+        `exported.serialize()` for a file.
+
+        Args:
+          batch_size: of the arguments; None for any, which runs through XLA and calls no kernels.
+          platforms: "cpu" and "cuda", or one of them. Kernels for the GPU are chosen on this machine's, for an A100 and
+            later where it has none; to call those for the CPU, the process `import jaxq` first.
+
+        Raises:
+          UnsupportedError: a batch size that is none.
+        """
+        return ahead.export_plan(self.plan, self.params, batch_size, platforms)
+
+    def tree_flatten(self) -> tuple[tuple[dict[str, Any]], Plan]:
+        return (self.params,), self.plan
+
+    @classmethod
+    def tree_unflatten(cls, plan: Plan, children: tuple[dict[str, Any]]) -> "QuantizedModel":
+        model = object.__new__(cls)
+        model.params, model.plan = children[0], plan
+        return model
+
+    def __repr__(self) -> str:
+        int8 = sum(row.precision == "int8" for row in self.plan.summary.nodes)
+        return f"QuantizedModel({int8} of {len(self.plan.summary.nodes)} nodes in int8)"
