@@ -1,3 +1,4 @@
+import interpreting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +14,6 @@ FLOATS = st.sampled_from(borders.FLOATS)
 INTEGERS = st.sampled_from(["int8", "uint8"])
 
 
-def bits(array):
-    array = np.asarray(array)
-    return array.view(f"u{array.itemsize}")
-
-
 @st.composite
 def cases(draw):
     shape = tuple(draw(st.lists(st.integers(0, 13), max_size=4)))
@@ -25,7 +21,7 @@ def cases(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     block = draw(st.sampled_from([None, 1, 16, 512]))
     config = None if block is None else BorderConfig(block, 1)
-    return shape, jnp.asarray(np.asarray(rng.uniform(0.01, 3, channels), np.float32)), rng, config
+    return shape, np.asarray(rng.uniform(0.01, 3, channels), np.float32), rng, config
 
 
 def check_quantize(case, source, target):
@@ -34,19 +30,29 @@ def check_quantize(case, source, target):
     x = np.where(rng.random(shape) < 0.3, np.round(x) / 2, x)  # ties
     x = np.where(rng.random(shape) < 0.1, rng.choice([np.nan, np.inf, -np.inf, 3e38, 0.0], shape), x)
     with np.errstate(over="ignore"):
-        x = jnp.asarray(x.astype(np.float32)).astype(source)
-    ours = quantize(x, multiplier, dtype=target, config=config, interpret=True)
-    np.testing.assert_array_equal(ours, borders.quantize_reference(x, multiplier, dtype=target))
-    np.testing.assert_array_equal(ours, numerics.quantize(x, multiplier, dtype=target))
-    assert ours.dtype == target
+        x = x.astype(np.float32).astype(jnp.dtype(source))
+    check((quantize, borders.quantize_reference, numerics.quantize), x, multiplier, target, config)
 
 
 def check_dequantize(case, source, target):
     shape, scale, rng, config = case
-    q = jnp.asarray(np.asarray(rng.integers(0, 256, shape), np.uint8).view(source))
-    ours = dequantize(q, scale, dtype=target, config=config, interpret=True)
-    np.testing.assert_array_equal(bits(ours), bits(borders.dequantize_reference(q, scale, dtype=target)))
-    np.testing.assert_array_equal(bits(ours), bits(numerics.dequantize(q, scale, dtype=jnp.dtype(target))))
+    q = np.asarray(rng.integers(0, 256, shape), np.uint8).view(source)
+    check((dequantize, borders.dequantize_reference, numerics.dequantize), q, scale, jnp.dtype(target), config)
+
+
+def check(functions, x, vector, dtype, config):
+    """The kernel, its reference and jaxq's own function are equal in every bit."""
+    kernel, *others = functions
+
+    @interpreting.jit
+    def run(x, vector):
+        ours = kernel(x, vector, dtype=dtype, config=config, interpret=True)
+        return ours, *(other(x, vector, dtype=dtype) for other in others)
+
+    ours, *expected = map(np.asarray, run(x, vector))
+    for other in expected:
+        assert (ours.dtype, ours.shape) == (other.dtype, other.shape) == (jnp.dtype(dtype), x.shape)
+        np.testing.assert_array_equal(*(a.view(f"u{a.itemsize}") for a in (ours, other)))
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -62,11 +68,13 @@ def test_dequantize(case, source, target):
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, derandomize=True)
-@given(cases(), FLOATS, INTEGERS)
-def test_many_borders(case, floating, integer):
-    check_quantize(case, floating, integer)
-    check_dequantize(case, integer, floating)
+@pytest.mark.parametrize("chunk", interpreting.CHUNKS)
+def test_many_borders(chunk):
+    def check_draw(case, floating, integer):
+        check_quantize(case, floating, integer)
+        check_dequantize(case, integer, floating)
+
+    interpreting.check_draws(chunk, check_draw, case=cases(), floating=FLOATS, integer=INTEGERS)
 
 
 @pytest.mark.parametrize("channels", [(), (7,)])

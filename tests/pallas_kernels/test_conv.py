@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import interpreting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ RANGES = {"int8": (-127, 127), "uint8": (0, 255)}
 
 def numbers(rng, shape, dtype):
     lo, hi = RANGES[np.dtype(dtype).name]
-    return jnp.asarray(rng.integers(lo, hi + 1, shape).astype(dtype))
+    return rng.integers(lo, hi + 1, shape).astype(dtype)
 
 
 def operands(x_shape, w_shape, window, *, x_dtype=np.int8, out_dtype=jnp.int8, residual=None, table=False, seed=0):
@@ -38,7 +39,7 @@ def operands(x_shape, w_shape, window, *, x_dtype=np.int8, out_dtype=jnp.int8, r
     rng = np.random.default_rng(seed)
     x, w = numbers(rng, x_shape, x_dtype), numbers(rng, w_shape, np.int8)
     if out_dtype == jnp.int32:
-        return x, w, None
+        return *jax.device_put((x, w)), None
     features = w_shape[0]
     lo, hi = RANGES.get("int8" if table else jnp.dtype(out_dtype).name, (-1e30, 1e30))
     vectors = (
@@ -47,15 +48,24 @@ def operands(x_shape, w_shape, window, *, x_dtype=np.int8, out_dtype=jnp.int8, r
         np.where(rng.random(features) < 0.3, max(lo, 0), lo),  # some channels with ReLU
         np.full(features, hi),
     )
-    epilogue = Epilogue(*(jnp.asarray(v, jnp.float32) for v in vectors))
+    epilogue = Epilogue(*map(np.float32, vectors))
     if residual is not None:
-        shape = jax.eval_shape(lambda: conv_reference(x, w, window=window, out_dtype=jnp.int32)).shape
+        shape = (x_shape[0], *out_sizes(x_shape, w_shape, window), features)
         values = numbers(rng, shape, residual) if residual != jnp.float32 else rng.normal(0, 50, shape)
-        factor = jnp.float32(rng.uniform(0.1, 1))
-        epilogue = dataclasses.replace(epilogue, residual=jnp.asarray(values, residual), residual_multiplier=factor)
+        factor = np.float32(rng.uniform(0.1, 1))
+        epilogue = dataclasses.replace(epilogue, residual=values.astype(residual), residual_multiplier=factor)
     if table:
-        epilogue = dataclasses.replace(epilogue, table=jnp.asarray(rng.integers(0, 100, 256), out_dtype))
-    return x, w, epilogue
+        epilogue = dataclasses.replace(epilogue, table=rng.integers(0, 100, 256).astype(out_dtype))
+    return jax.device_put((x, w, epilogue))
+
+
+def out_sizes(x_shape, w_shape, window):
+    """Of the output, independent of the library."""
+    moves = (window.strides, window.padding, window.dilation, window.input_dilation)
+    return [
+        max(0, (max(0, (size - 1) * step + 1) + lo + hi - (taps - 1) * apart - 1) // stride + 1)
+        for size, taps, stride, (lo, hi), apart, step in zip(x_shape[1:-1], w_shape[1:-1], *moves, strict=True)
+    ]
 
 
 def numpy_conv(x, w, window):
@@ -63,10 +73,7 @@ def numpy_conv(x, w, window):
     x, w = np.asarray(x, np.int64), np.asarray(w, np.int64)
     moves = (window.strides, window.padding, window.dilation, window.input_dilation)
     axes = [*zip(x.shape[1:-1], w.shape[1:-1], *moves, strict=True)]
-    out = [
-        max(0, (max(0, (size - 1) * step + 1) + lo + hi - (taps - 1) * apart - 1) // stride + 1)
-        for size, taps, stride, (lo, hi), apart, step in axes
-    ]
+    out = out_sizes(x.shape, w.shape, window)
     depth, features = w.shape[-1], w.shape[0] // window.groups
     y = np.zeros((x.shape[0], *out, w.shape[0]), np.int64)
     for pixel in np.ndindex(*out):
@@ -90,9 +97,13 @@ def assert_same_bits(actual, expected):
 
 def check(x, w, epilogue, window, out_dtype, config, with_offset=False):
     offset = 128 * np.asarray(w).sum(tuple(range(1, w.ndim)), dtype=np.int32) if with_offset else None
-    run = functools.partial(conv, window=window, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
-    expected = jax.jit(functools.partial(conv_reference, window=window, out_dtype=out_dtype))(x, w, epilogue)
-    assert_same_bits(jax.jit(run)(x, w, epilogue), expected)
+
+    @interpreting.jit
+    def both(x, w, epilogue, offset):
+        kernel = conv(x, w, epilogue, window=window, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
+        return kernel, conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
+
+    assert_same_bits(*both(x, w, epilogue, offset))
 
 
 @st.composite
@@ -109,14 +120,18 @@ def geometries(draw, groups, depths, features):
     )
     sizes, taps, strides, padding, dilation, input_dilation = zip(*(draw(axis) for _ in range(rank)), strict=True)
     groups, depth = draw(groups), draw(depths)
-    x_shape = (draw(st.integers(0, 2)), *sizes, groups * depth)
+    x_shape = (draw(st.integers(1, 2)), *sizes, groups * depth)
     w_shape = (groups * draw(features), *taps, depth)
-    return x_shape, w_shape, Window(strides, padding, dilation, input_dilation, groups)
+    window = Window(strides, padding, dilation, input_dilation, groups)
+    assume(0 not in out_sizes(x_shape, w_shape, window))
+    return x_shape, w_shape, window
 
 
 dense = geometries(st.just(1), st.sampled_from([1, 3, 4, 5, 16, 33, 40]), st.integers(1, 20))
 grouped = geometries(st.integers(1, 3), st.sampled_from([1, 4, 16, 20]), st.integers(1, 20))
 depthwise = geometries(st.sampled_from([1, 3, 4, 8, 20]), st.just(1), st.sampled_from([1, 1, 2, 3]))
+in_fours = geometries(st.sampled_from([4, 8, 12, 20, 36]), st.just(1), st.just(1))
+any_of_these = st.one_of(dense, grouped, depthwise)
 kinds = {
     "x_dtype": st.sampled_from([np.int8, np.uint8]),
     "out_dtype": st.sampled_from([jnp.int8, jnp.uint8, jnp.float32, jnp.bfloat16, jnp.int32]),
@@ -141,7 +156,6 @@ def equals_reference(geometry, x_dtype, out_dtype, residual, table, data):
     configs = data.draw(st.sampled_from([SMALL, candidates(x, w, epilogue, window=window, out_dtype=out_dtype)]))
     config = data.draw(st.sampled_from(configs))
     if config in SMALL and not goes_with(config, w_shape, window):
-        assume(0 not in jax.eval_shape(lambda: conv_reference(x, w, window=window, out_dtype=jnp.int32)).shape)
         with pytest.raises(UnsupportedShapeError, match="taps merge only|dp4a takes"):
             conv(x, w, epilogue, window=window, out_dtype=out_dtype, config=config)
         return
@@ -175,14 +189,30 @@ def test_depthwise_equals_reference(geometry, **kinds):
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, derandomize=True)
-@given(geometry=st.one_of(dense, grouped, depthwise), **kinds)
-def test_many_equal_reference(geometry, **kinds):
-    equals_reference(geometry, **kinds)
+@pytest.mark.parametrize("chunk", interpreting.CHUNKS)
+@pytest.mark.parametrize(
+    ("kind", "geometries"),
+    [(ConvMmaConfig, any_of_these), (ConvChannelConfig, any_of_these), (ConvDot4Config, in_fours)],
+)
+def test_kernel_equals_reference_over_many_shapes(kind, geometries, chunk):
+    def check_draw(geometry, x_dtype, out_dtype, residual, table, data):
+        x_shape, w_shape, window = geometry
+        args = operands(x_shape, w_shape, window, x_dtype=x_dtype, out_dtype=out_dtype, residual=residual, table=table)
+        call = {"window": window, "out_dtype": out_dtype}
+        with gpu_target("Tesla T4", 40):
+            of_cuda_cores = candidates(*args, **call)
+        found = [
+            [config for config in configs if type(config) is kind and goes_with(config, w_shape, window)]
+            for configs in (SMALL, (*candidates(*args, **call), *of_cuda_cores))
+        ]
+        config = data.draw(st.sampled_from(data.draw(st.sampled_from([configs for configs in found if configs]))))
+        check(*args, window, out_dtype, config, with_offset=data.draw(st.booleans()))
+
+    interpreting.check_draws(chunk, check_draw, geometry=geometries, **kinds)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(geometry=st.one_of(dense, grouped, depthwise), x_dtype=kinds["x_dtype"])
+@given(geometry=any_of_these, x_dtype=kinds["x_dtype"])
 def test_reference_equals_numpy(geometry, x_dtype):
     x_shape, w_shape, window = geometry
     x, w, _ = operands(x_shape, w_shape, window, x_dtype=x_dtype, out_dtype=jnp.int32)
@@ -231,9 +261,9 @@ def test_saturating_inputs(config):
 def test_zero_sizes(x_shape, w_shape, padding):
     x, w, epilogue = operands(x_shape, w_shape, window(padding=padding))
     sums = numpy_conv(x, w, window(padding=padding))
-    assert_same_bits(conv_reference(x, w, window=window(padding=padding), out_dtype=jnp.int32), sums.astype(np.int32))
-    out = conv(x, w, epilogue, window=window(padding=padding), out_dtype=jnp.int8, interpret=True)
-    assert_same_bits(out, conv_reference(x, w, epilogue, window=window(padding=padding), out_dtype=jnp.int8))
+    reference = functools.partial(conv_reference, window=window(padding=padding))
+    assert_same_bits(jax.jit(functools.partial(reference, out_dtype=jnp.int32))(x, w), sums.astype(np.int32))
+    check(x, w, epilogue, window(padding=padding), jnp.int8, None)
 
 
 @pytest.mark.parametrize("config", [ConvMmaConfig(16, 16, 32), ConvChannelConfig(8, 8, 1), ConvDot4Config(8, 8, 1)])
@@ -241,13 +271,13 @@ def test_vmap_and_shard_map(config):
     around = window(padding=1, groups=8)
     x, w, epilogue = operands((3, 4, 4, 8), (8, 2, 2, 1), around)
     f = functools.partial(conv, window=around, out_dtype=jnp.int8, config=config, interpret=True)
-    expected = conv_reference(x, w, epilogue, window=around, out_dtype=jnp.int8)
+    expected = jax.jit(functools.partial(conv_reference, window=around, out_dtype=jnp.int8))(x, w, epilogue)
     one_by_one = jax.vmap(lambda x: f(x[None], w, epilogue)[0])
-    assert_same_bits(jax.jit(one_by_one)(x), expected)
+    assert_same_bits(interpreting.jit(one_by_one)(x), expected)
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     batch, whole = jax.P("batch"), jax.P()
     sharded = jax.shard_map(f, mesh=mesh, in_specs=(batch, whole, whole), out_specs=batch, check_vma=False)
-    assert_same_bits(jax.jit(sharded)(x, w, epilogue), expected)
+    assert_same_bits(interpreting.jit(sharded)(x, w, epilogue), expected)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +338,7 @@ def test_invalid_tiles_of_the_cuda_cores(config, blocks):
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(geometry=st.one_of(dense, grouped, depthwise), batch=st.integers(1, 512))
+@given(geometry=any_of_these, batch=st.integers(1, 512))
 def test_candidates_are_distinct_and_the_default_is_the_first(geometry, batch):
     x_shape, w_shape, window = geometry
     x = jax.ShapeDtypeStruct((batch, *x_shape[1:]), jnp.int8)

@@ -1,11 +1,12 @@
 import dataclasses
 import functools
 
+import interpreting
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
@@ -22,10 +23,12 @@ from pallas_kernels import (
     supports,
 )
 from pallas_kernels.compat import gpu_target
+from pallas_kernels.matmul import by_dot4, by_mma
 from pallas_kernels.matmul.reference import PART
 
 RANGES = {"int8": (-127, 127), "uint8": (0, 255), "float32": (-1e30, 1e30), "bfloat16": (-1e30, 1e30)}
 OUT_DTYPES = (jnp.int8, jnp.uint8, jnp.float32, jnp.bfloat16)
+KERNELS = {Dot4Config: by_dot4, MmaConfig: by_mma}
 SMALL = (
     Dot4Config(2, 4, 8, 1),
     Dot4Config(4, 16, 64, 1, splits=3),
@@ -60,7 +63,7 @@ def draw(
         epilogue = dataclasses.replace(epilogue, residual=residual, residual_multiplier=np.float32(rng.uniform(0.1, 1)))
     if table:
         epilogue = dataclasses.replace(epilogue, table=rng.integers(-100, 100, 256).astype(out_dtype))
-    return jax.tree.map(jnp.asarray, (x, w, epilogue))
+    return jax.device_put((x, w, epilogue))
 
 
 def numpy_matmul(x, w, epilogue, *, out_dtype):
@@ -82,10 +85,10 @@ def assert_same_bits(actual, expected):
     np.testing.assert_array_equal(*(a.view(f"u{a.itemsize}") for a in (actual, expected)))
 
 
-def kernel_equals_reference(data, largest):
+def kernel_equals_reference(kind, data, largest):
     """A drawn product, with or without an epilogue, by a drawn config: of its candidates or of small, ragged tiles."""
-    m, n, k = (data.draw(st.integers(0, size)) for size in largest)
-    batch = data.draw(st.sampled_from([(), (), (2,), (2, 3), (0,)]))
+    m, n, k = (data.draw(st.integers(1, size)) for size in largest)
+    batch = data.draw(st.sampled_from([(), (), (2,), (2, 3)]))
     dtypes = st.sampled_from([np.int8, np.uint8])
     out_dtype = data.draw(st.sampled_from((*OUT_DTYPES, jnp.int32)))
     x, w, epilogue = draw(
@@ -105,10 +108,11 @@ def kernel_equals_reference(data, largest):
         w = np.full(w.shape, 255 if w.dtype == np.uint8 else -127, w.dtype)
     is_given = w.dtype == np.int8 and data.draw(st.booleans())
     offset = 128 * np.asarray(w).sum(-1, dtype=np.int32) if is_given else None
-    configs = (*SMALL, *candidates(x, w, epilogue, out_dtype=out_dtype))
+    small = [config for config in SMALL if type(config) is kind]
+    configs = data.draw(st.sampled_from([small, KERNELS[kind].candidates(x, w, epilogue, out_dtype=out_dtype)]))
     config = data.draw(st.sampled_from(configs))
 
-    @jax.jit
+    @interpreting.jit
     def both(x, w, epilogue, offset):
         kernel = matmul(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
         return kernel, matmul_reference(x, w, epilogue, out_dtype=out_dtype)
@@ -116,17 +120,21 @@ def kernel_equals_reference(data, largest):
     assert_same_bits(*both(x, w, epilogue, offset))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@pytest.mark.parametrize("kind", KERNELS)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_kernel_equals_reference(data):
-    kernel_equals_reference(data, (20, 40, 300))
+def test_kernel_equals_reference(kind, data):
+    kernel_equals_reference(kind, data, (20, 40, 300))
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_kernel_equals_reference_over_many_shapes(data):
-    kernel_equals_reference(data, (80, 150, 700))
+@pytest.mark.parametrize("chunk", interpreting.CHUNKS)
+@pytest.mark.parametrize("kind", KERNELS)
+def test_kernel_equals_reference_over_many_shapes(kind, chunk):
+    def check_draw(data):
+        kernel_equals_reference(kind, data, (80, 150, 700))
+
+    interpreting.check_draws(chunk, check_draw, data=st.data())
 
 
 @pytest.mark.parametrize("out_dtype", OUT_DTYPES)
@@ -160,7 +168,7 @@ def test_longest_sum_that_int32_holds(x_dtype, w_dtype, k, config):
     for splits in (1, 3):
         split = dataclasses.replace(config, splits=splits)
         kernel = functools.partial(matmul, out_dtype=jnp.int32, config=split, interpret=True)
-        actual = jax.jit(kernel)(x, w)
+        actual = interpreting.jit(kernel)(x, w)
         np.testing.assert_array_equal(np.asarray(actual, np.int64), expected)
     longer = jax.ShapeDtypeStruct((1, k + 1), x_dtype), jax.ShapeDtypeStruct((2, k + 1), np.int8)
     assert "needs an epilogue" in supports(*longer, out_dtype=jnp.int32)
@@ -185,8 +193,9 @@ def test_longer_sums_are_added_in_float32(dtypes, config):
     e = jax.tree.map(np.asarray, epilogue)
     expected = np.clip(acc * e.multiplier + e.bias + np.float32(e.residual) * e.residual_multiplier, e.lo, e.hi)
     kernel = functools.partial(matmul, out_dtype=jnp.float32, config=config, interpret=True)
-    assert_same_bits(jax.jit(kernel)(x, w, epilogue), expected)
-    assert_same_bits(matmul_reference(x, w, epilogue, out_dtype=jnp.float32), expected)
+    reference = functools.partial(matmul_reference, out_dtype=jnp.float32)
+    for f in (kernel, reference):
+        assert_same_bits(jax.jit(f)(x, w, epilogue), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 8), (3, 0, 8), (3, 5, 0), (0, 0, 0)])
@@ -200,10 +209,10 @@ def test_zero_sizes(shape, batch):
 def test_nan_becomes_zero_in_integers_and_stays_in_floats():
     x, w, epilogue = draw(3, 5, 8, residual_dtype=np.float32)
     epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.at[1, 2].set(jnp.nan))
-    for out_dtype in OUT_DTYPES:
-        kernel = functools.partial(matmul, interpret=True)
-        for f in (kernel, functools.partial(kernel, config=MmaConfig(16, 16, 32)), matmul_reference):
-            out = jax.jit(functools.partial(f, out_dtype=out_dtype))(x, w, epilogue)
+    kernels = (functools.partial(matmul, config=config, interpret=True) for config in (None, MmaConfig(16, 16, 32)))
+    for jit, f in ((jax.jit, matmul_reference), *((interpreting.jit, kernel) for kernel in kernels)):
+        for out_dtype in OUT_DTYPES:
+            out = jit(functools.partial(f, out_dtype=out_dtype))(x, w, epilogue)
             assert jnp.isnan(out[1, 2]) if jnp.issubdtype(out_dtype, jnp.floating) else out[1, 2] == 0
 
 
@@ -226,10 +235,9 @@ def test_products_beyond_the_finite_floats(residual_dtype):
         residual = np.clip(masked.astype(np.float32) * factor, -largest, largest)
     acc = (np.asarray(x, np.int64) @ np.asarray(w, np.int64).T).astype(np.float32)
     expected = acc * np.asarray(epilogue.multiplier) + np.asarray(epilogue.bias) + residual
-    assert_same_bits(matmul_reference(x, w, epilogue, out_dtype=jnp.float32), expected)
-    for config in SMALL:
-        kernel = functools.partial(matmul, out_dtype=jnp.float32, config=config, interpret=True)
-        assert_same_bits(jax.jit(kernel)(x, w, epilogue), expected)
+    kernels = (functools.partial(matmul, config=config, interpret=True) for config in SMALL)
+    for f in (matmul_reference, *kernels):
+        assert_same_bits(jax.jit(functools.partial(f, out_dtype=jnp.float32))(x, w, epilogue), expected)
 
 
 @pytest.mark.parametrize("config", SMALL)
@@ -240,7 +248,7 @@ def test_vmap(batched_weights, config):
     x, w, epilogue = stacked if batched_weights else (stacked[0], *args[0][1:])
     axes = (0, 0, 0) if batched_weights else (0, None, None)
     actual, expected = (
-        jax.jit(jax.vmap(functools.partial(f, out_dtype=jnp.int8), axes))(x, w, epilogue)
+        interpreting.jit(jax.vmap(functools.partial(f, out_dtype=jnp.int8), axes))(x, w, epilogue)
         for f in (functools.partial(matmul, interpret=True, config=config), matmul_reference)
     )
     assert_same_bits(actual, expected)
@@ -253,7 +261,8 @@ def test_shard_map(config):
     f = functools.partial(matmul, out_dtype=jnp.int8, config=config, interpret=True)
     # check_vma: interpret mode mixes constants of the interpreter's with varying values.
     sharded = jax.shard_map(f, mesh=mesh, in_specs=(P("rows"), P(), P()), out_specs=P("rows"), check_vma=False)
-    assert_same_bits(jax.jit(sharded)(x, w, epilogue), matmul_reference(x, w, epilogue, out_dtype=jnp.int8))
+    reference = jax.jit(functools.partial(matmul_reference, out_dtype=jnp.int8))
+    assert_same_bits(interpreting.jit(sharded)(x, w, epilogue), reference(x, w, epilogue))
 
 
 def test_platform_dependent_takes_the_reference_on_a_cpu():
@@ -267,7 +276,7 @@ def test_platform_dependent_takes_the_reference_on_a_cpu():
             default=functools.partial(matmul_reference, out_dtype=jnp.int8),
         )
 
-    assert_same_bits(dispatch(*args), matmul_reference(*args, out_dtype=jnp.int8))
+    assert_same_bits(dispatch(*args), jax.jit(functools.partial(matmul_reference, out_dtype=jnp.int8))(*args))
 
 
 def test_a_given_offset_is_not_computed_again():

@@ -4,8 +4,10 @@ import contextlib
 import functools
 import io
 import re
+import threading
 
 import aot
+import interpreting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,14 @@ from pallas_kernels.matmul.tma import shared_bytes, supports
 HAS_KERNEL = supports(*[jax.ShapeDtypeStruct((8, 32), jnp.int8)] * 2, out_dtype=jnp.int32) is None
 needs_kernel = pytest.mark.skipif(not HAS_KERNEL, reason=f"jax {jax.__version__} is older than the kernel")
 KERNELS = {WgmmaConfig: by_wgmma, Tcgen05Config: by_tcgen05}
+# Few stages, so that slots are used again.
+SMALL = {
+    by_wgmma: (
+        *(WgmmaConfig(64, 64, 2), WgmmaConfig(64, 64, 3, cluster=2, group=1), WgmmaConfig(128, 64, 2, cluster=2)),
+        *(WgmmaConfig(64, 128, 2, group=2), WgmmaConfig(256, 64, 2)),
+    ),
+    by_tcgen05: (Tcgen05Config(64, 2), Tcgen05Config(64, 3, group=1), Tcgen05Config(128, 2)),
+}
 RANGES = {"int8": (-127, 127), "uint8": (0, 255), "float32": (-1e30, 1e30), "bfloat16": (-1e30, 1e30)}
 
 
@@ -32,13 +42,13 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
 
     def integers(dtype, shape):
         lo, hi = RANGES[dtype]
-        return jnp.asarray(rng.integers(lo, hi + 1, shape).astype(dtype))
+        return rng.integers(lo, hi + 1, shape).astype(dtype)
 
     x, w = integers(x_dtype, (*batch, m, k)), integers("int8", (*batch, n, k))
     if saturate:
-        x, w = jnp.full_like(x, RANGES[x_dtype][1]), jnp.full_like(w, -127)
+        x, w = np.full_like(x, RANGES[x_dtype][1]), np.full_like(w, -127)
     if out_dtype == "int32":
-        return x, w, None
+        return *jax.device_put((x, w)), None
     lo, hi = RANGES[out_dtype]
     vectors = (
         rng.uniform(0.2, 2, n) / (60 * np.sqrt(k)),
@@ -49,9 +59,34 @@ def operands(m, n, k, *, batch=(), x_dtype="int8", residual_dtype=None, out_dtyp
     residual = factor = None
     if residual_dtype is not None:
         shape = (*batch, m, n)
-        residual = integers(residual_dtype, shape) if "int" in residual_dtype else jnp.asarray(rng.normal(0, 50, shape))
-        residual, factor = residual.astype(residual_dtype), jnp.float32(rng.uniform(0.1, 1))
-    return x, w, Epilogue(*[jnp.asarray(v, jnp.float32) for v in vectors], residual, factor)
+        residual = integers(residual_dtype, shape) if "int" in residual_dtype else rng.normal(0, 50, shape)
+        residual, factor = residual.astype(jnp.dtype(residual_dtype)), np.float32(rng.uniform(0.1, 1))
+    return jax.device_put((x, w, Epilogue(*[np.float32(v) for v in vectors], residual, factor)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_compilation():
+    """Each thread of each block runs the same interpreted computation: here it is compiled once, where jax's
+    interpreter has every thread trace, lower and compile it, all at the same time."""
+    if not HAS_KERNEL:
+        yield
+        return
+    from jax._src.pallas.mosaic.interpret import thread_map
+
+    lock, compiled = threading.Lock(), {}
+
+    def run(jaxpr, consts, *args):
+        with lock:
+            if jaxpr not in compiled:
+                compiled.clear()
+                lowered = interpreting.jit(thread_map._run, static_argnums=0).lower(jaxpr, consts, *args)
+                compiled[jaxpr] = lowered.compile()
+            thread = compiled[jaxpr]
+        thread(consts, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(thread_map, "_run_jaxpr", run)
+        yield
 
 
 def check(args, config, out_dtype, cores, with_offset=False):
@@ -59,9 +94,9 @@ def check(args, config, out_dtype, cores, with_offset=False):
     offset = 128 * np.asarray(args[1]).sum(-1, dtype=np.int32) if with_offset else None
     kernel = functools.partial(matmul, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores), contextlib.redirect_stdout(io.StringIO()) as said:
-        actual = np.asarray(jax.jit(kernel)(*args))
+        actual = np.asarray(interpreting.jit(kernel)(*args))
     assert "RACE" not in said.getvalue(), said.getvalue()
-    assert_same_bits(actual, matmul_reference(*args, out_dtype=out_dtype))
+    assert_same_bits(actual, jax.jit(functools.partial(matmul_reference, out_dtype=out_dtype))(*args))
 
 
 def assert_same_bits(actual, expected):
@@ -95,17 +130,17 @@ def test_kernel_equals_reference(shape, config, cores, kwargs):
     check(args, config, out_dtype, cores, with_offset="batch" in kwargs)
 
 
-# Interpreted, what is compiled for one size serves the others that share it.
-FEW_SIZES = (
-    st.sampled_from([1, 5, 8, 40, 72, 136, 160]),
-    st.sampled_from([16, 32, 96, 160, 192]),
-    st.sampled_from([16, 48, 112, 128, 160, 192, 288]),
+# Up to three tiles along M, two along N, five slots along K: interpreted, each access takes a millisecond.
+SMALL_SIZES = (
+    st.sampled_from([*range(1, 8), *range(8, 137, 8)]),
+    st.sampled_from([16, *range(32, 129, 32)]),
+    st.sampled_from([*range(16, 129, 16), 160, 192, 256, 384]),
 )
 
 
 @st.composite
 def problems(draw, most=None):
-    """(shape, keywords of `operands`) that the kernel takes: of few sizes, or of any up to 8 * most."""
+    """(shape, keywords of `operands`) that the kernel takes: of small sizes, or of any up to 8 * most."""
     kwargs = {
         "batch": draw(st.sampled_from([(), (2,), (1, 2)])),
         "x_dtype": draw(st.sampled_from(["int8", "uint8"])),
@@ -114,7 +149,7 @@ def problems(draw, most=None):
     if kwargs["out_dtype"] != "int32":
         kwargs["residual_dtype"] = draw(st.sampled_from([None, *RANGES]))
     if most is None:
-        return tuple(map(draw, FEW_SIZES)), kwargs
+        return tuple(map(draw, SMALL_SIZES)), kwargs
     m = draw(st.integers(1, 8) | st.integers(1, most).map(lambda i: 8 * i))
     n = draw(st.just(16) | st.integers(1, most // 3).map(lambda i: 32 * i))
     k = draw(st.integers(1, 8).map(lambda i: 16 * i) | st.integers(1, 9).map(lambda i: 32 * i))
@@ -123,16 +158,21 @@ def problems(draw, most=None):
 
 @needs_kernel
 @pytest.mark.slow
+@pytest.mark.parametrize("chunk", interpreting.CHUNKS)
 @pytest.mark.parametrize("kernel", KERNELS.values())
-@settings(max_examples=1000, deadline=None, derandomize=True)
-@given(problem=problems(), saturate=st.booleans(), cores=st.integers(1, 6), data=st.data())
-def test_kernel_equals_reference_on_drawn_shapes(kernel, problem, saturate, cores, data):
-    shape, kwargs = problem
-    args = operands(*shape, **kwargs, saturate=saturate)
-    out_dtype = kwargs["out_dtype"]
-    assert supports(*args, out_dtype=out_dtype) is None
-    config = data.draw(st.sampled_from(kernel.candidates(*args, out_dtype=out_dtype)))
-    check(args, config, out_dtype, max(cores, config.cluster), with_offset=data.draw(st.booleans()))
+def test_kernel_equals_reference_on_drawn_shapes(kernel, chunk):
+    def check_draw(problem, saturate, cores, with_offset, data):
+        shape, kwargs = problem
+        args = operands(*shape, **kwargs, saturate=saturate)
+        out_dtype = kwargs["out_dtype"]
+        assert supports(*args, out_dtype=out_dtype) is None
+        configs = data.draw(st.sampled_from([SMALL[kernel], kernel.candidates(*args, out_dtype=out_dtype)]))
+        config = data.draw(st.sampled_from(configs))
+        check(args, config, out_dtype, max(cores, config.cluster), with_offset=with_offset)
+
+    booleans = {"saturate": st.booleans(), "with_offset": st.booleans()}
+    cores, data = st.integers(1, 4), st.data()
+    interpreting.check_draws(chunk, check_draw, problem=problems(), cores=cores, data=data, **booleans)
 
 
 @needs_kernel
@@ -142,8 +182,9 @@ def test_vmap():
     args = x, w[0], epilogue
     kernel = functools.partial(by_wgmma.run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     with compat.gpu_target(num_cores=1):
-        actual = jax.jit(jax.vmap(kernel, axes))(*args)
-    assert_same_bits(actual, jax.vmap(functools.partial(matmul_reference, out_dtype="int8"), axes)(*args))
+        actual = interpreting.jit(jax.vmap(kernel, axes))(*args)
+    reference = functools.partial(matmul_reference, out_dtype="int8")
+    assert_same_bits(actual, jax.jit(jax.vmap(reference, axes))(*args))
 
 
 @needs_kernel
@@ -152,7 +193,8 @@ def test_shard_map():
     mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     kernel = functools.partial(by_wgmma.run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     sharded = jax.shard_map(kernel, mesh=mesh, in_specs=(P("d"), P(), P()), out_specs=P("d"))
-    assert_same_bits(jax.jit(sharded)(*args), matmul_reference(*args, out_dtype="int8"))
+    reference = jax.jit(functools.partial(matmul_reference, out_dtype="int8"))
+    assert_same_bits(interpreting.jit(sharded)(*args), reference(*args))
 
 
 # ---------------------------------------------------------------------------------------------------------- compiled
