@@ -1,5 +1,6 @@
 """What holds for every test: strict dtype promotion, deterministic hypothesis on CI."""
 
+import gc
 import os
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -14,9 +15,12 @@ import jaxq
 # No dtype of ours is ever the accident of a promotion: mixing, say, int32 with float32 raises TypePromotionError.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# JAX keeps hundreds of thousands of objects, each of which every full collection of garbage visits.
+gc.set_threshold(200_000, 20, 50)
+
 # JAX compiles at the first example of each shape: no deadline holds.
-hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 

@@ -103,19 +103,19 @@ def check_int8(network: Network, tmp_path=None) -> bool:
     return exact
 
 
-@draws(max_examples=15)
+@draws(max_examples=8)
 @given(networks())
 def test_rewrites_are_exact_named_and_idempotent(network):
     check_rewrites(network)
 
 
-@draws(max_examples=5)
+@draws(max_examples=3)
 @given(networks(max_layers=4))
 def test_int8_is_the_oracle_at_every_batch_size(network):
     check_int8(network)
 
 
-@draws(max_examples=3)
+@draws(max_examples=2)
 @given(networks(max_layers=4))
 def test_a_saved_network_gives_the_same_bits(tmp_path_factory, network):
     check_int8(network, tmp_path_factory.mktemp("saved"))

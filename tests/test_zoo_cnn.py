@@ -66,7 +66,10 @@ def test_resnet(model, expected):
     check(counted(model), **expected)
 
 
-@pytest.mark.parametrize(("make", "expected"), [(resnet.NnxResNet18, RESNET18), (resnet.NnxResNet50, RESNET50)])
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [(resnet.NnxResNet18, RESNET18), pytest.param(resnet.NnxResNet50, RESNET50, marks=pytest.mark.slow)],
+)
 def test_resnet_nnx(make, expected):
     check(counted_nnx(make, num_filters=8), **expected)
 
@@ -139,7 +142,10 @@ def test_efficientnet_lite0():
 
 @pytest.mark.parametrize(
     ("make", "stages"),
-    [(mobilenet.NnxMobileNetV2, mobilenet.V2), (efficientnet.NnxEfficientNetLite0, efficientnet.LITE0)],
+    [
+        pytest.param(mobilenet.NnxMobileNetV2, mobilenet.V2, marks=pytest.mark.slow),
+        (efficientnet.NnxEfficientNetLite0, efficientnet.LITE0),
+    ],
 )
 def test_inverted_residuals_nnx(make, stages):
     quarter = tuple(stage._replace(features=stage.features // 4) for stage in stages)
@@ -168,7 +174,11 @@ def v3_counts(*, blocks, gates, hard, residuals):
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (mobilenet.MobileNetV3Large(), v3_counts(blocks=15, gates=8, hard=9, residuals=10)),
+        pytest.param(
+            mobilenet.MobileNetV3Large(),
+            v3_counts(blocks=15, gates=8, hard=9, residuals=10),
+            marks=pytest.mark.slow,
+        ),
         (mobilenet.MobileNetV3Small(), v3_counts(blocks=11, gates=9, hard=8, residuals=6)),
     ],
 )
@@ -185,6 +195,7 @@ def test_vgg16():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")  # nn.avg_pool
 def test_densenet121():
     """A batch norm and relu in front of a conv reads a concat that others read too, so that no conv can take it in: it
@@ -263,9 +274,9 @@ def quantized(model, x):
 FAST = [
     ("mobilenet v3", lambda: mobilenet.MobileNetV3(BLOCKS, 24, 32, 8, 10), 28),
     ("unet", lambda: unet.UNet((8, 16)), 28),
-    ("convnext", lambda: convnext.ConvNeXt((1, 1), (8, 16), 10), 32),
 ]
 SLOW = [
+    ("convnext", lambda: convnext.ConvNeXt((1, 1), (8, 16), 10), 32),
     ("resnet", lambda: resnet.ResNet((1, 1), resnet.BasicBlock, 10, 8), 34),
     ("resnet nnx", lambda: tiny_nnx(resnet.NnxResNet, (1, 1), resnet.NnxBottleneck, num_classes=10, num_filters=8), 36),
     ("resnet bottleneck", lambda: resnet.ResNet((1, 1), resnet.BottleneckBlock, 10, 8), 30),

@@ -38,6 +38,7 @@ def check(model, batches, floor):
     assert decibels(jax.jit(model.apply)(params, *x), qmodel(*x)) > floor
 
 
+@pytest.mark.slow
 def test_vit_in_nnx():
     model = nnx_module(lambda rngs: vit.NnxViT((16, 16), 8, 16, layers=1, heads=2, classes=10, rngs=rngs))
     check_nnx(model, PICTURES, 29)
@@ -63,6 +64,7 @@ def test_bert():
     check(bert.Bert(16, 1, 2, 32, 100, 16), [tokens(seed) for seed in range(3)], 38)
 
 
+@pytest.mark.slow
 def test_scanned_layers_give_the_bits_of_the_unrolled_network():
     *batches, x = STREAMS
     v = variables(scanned.Scanned(2, 2, 10), x)

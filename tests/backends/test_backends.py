@@ -12,7 +12,7 @@ from jaxq.graph.evaluate import reference
 from jaxq.graph.node import Aval, Node, QType
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(convs())
 def test_xla_convolutions(case):
     node, operands = case

@@ -112,13 +112,13 @@ def convs(draw):
     return node, data
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(convs())
 def test_convolutions(case):
     check(*case)
 
 
-@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(st.data())
 def test_dots(data):
     draw = data.draw
@@ -138,7 +138,7 @@ def test_products_beyond_the_finite_floats():
     check(*int8_node("dot", {}, {"x": x, "weight": weight}, "float32", rng, residual=residual))
 
 
-@settings(max_examples=5, deadline=None, phases=[Phase.generate])
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(st.data())
 def test_products_of_two_values(data):
     """With the operands as attention has them: transposed views of (batch, rows, heads, depth)."""

@@ -62,13 +62,13 @@ def check_against_numpy(h, values):
         np.testing.assert_array_equal(host.counts, np.histogram(nonzero, NUM_BINS, (0, stop))[0])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(samples)
 def test_observe_agrees_with_numpy(values):
     check_against_numpy(of(values), np.float32(values))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(samples, st.randoms(use_true_random=False), st.integers(0, 3 * SIZE))
 def test_order_and_chunking_do_not_matter(values, random, cut):
     shuffled = list(values)
@@ -77,7 +77,7 @@ def test_order_and_chunking_do_not_matter(values, random, cut):
     assert equal(of(values), merge_jit(of(shuffled[:cut]), of(shuffled[cut:])))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(samples, samples, samples)
 def test_merge_is_associative_and_commutative_with_identity(a, b, c):
     a, b, c = of(a), of(b), of(c)
@@ -186,7 +186,7 @@ def test_vmap_merges_many_tensors_at_once():
         check_against_numpy(jax.tree.map(lambda leaf, i=i: leaf[i], merged), np.concatenate([a[i], b[i]]))
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(st.lists(st.lists(floats, max_size=SIZE), min_size=4, max_size=4))
 def test_psum_is_the_merge_of_all(parts):
     """Along a mapped axis of one device; tests/calibration/test_distributed.py has eight."""

@@ -34,17 +34,12 @@ def times(monkeypatch, tmp_path):
 
     def set_times(whole, **by_pattern):
         def timed_alone(calls, cache):
-            for what, call in calls.items():
-                if what not in timed:
-                    timed.append(what)
-                    jax.block_until_ready(call())
+            timed.extend(calls)
             return [
                 next((s for p, s in by_pattern.items() if re.match(p.replace("_", ".*"), what)), 1e-3) for what in calls
             ]
 
         def fastest(calls, seconds):
-            for call in calls.values():
-                jax.block_until_ready(call())
             return {name: whole.get(name, 9.0) for name in calls}
 
         monkeypatch.setattr(tune, "_timed", timed_alone)

@@ -36,7 +36,7 @@ def check(x):
     assert ours.amax.tobytes() == theirs.amax.tobytes()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.data(), st.sampled_from(SIZES), st.integers(-126, 120))
 def test_any_values(data, size, exponent):
     some = np.float32(data.draw(st.lists(floats, max_size=min(size, 70))))
@@ -83,7 +83,7 @@ def test_calibration_calls_it():
     assert sorted(int(h.counts.sum()) for h in ours.histograms.values()) == [64 * 9, 3 * 64 * 8]
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(st.data(), st.sampled_from([0, 1, 65, 1000]), st.sampled_from(["int8", "uint8"]), st.integers(-60, 60))
 def test_trials(data, size, dtype, exponent):
     some = np.float32(data.draw(st.lists(floats, max_size=min(size, 70))))
