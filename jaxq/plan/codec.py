@@ -172,7 +172,7 @@ class _Decoder:
             attrs = {"value": self.arrays[name]}
         if "value" in attrs and Aval(attrs["value"].shape, attrs["value"].dtype) != aval:
             raise ValueError(f"array {name!r} is {attrs['value'].dtype}{list(attrs['value'].shape)}, not {aval}")
-        return Node(
+        node = Node(
             op=item["op"],
             inputs=tuple(nodes[_index(i, nodes)] for i in item.get("inputs", ())),
             attrs=attrs,
@@ -184,6 +184,13 @@ class _Decoder:
             fused=tuple(item.get("fused", ())),
             reason=item.get("reason", ""),
         )
+        if not all(
+            isinstance(word, str) for word in (node.op, name, node.scope, node.reason, *node.roles, *node.fused)
+        ):
+            raise ValueError(f"node {len(nodes)} has a name that is none")
+        if not isinstance(attrs, dict) or not (node.qtype is None or isinstance(node.qtype, QType)):
+            raise ValueError(f"node {name!r} has attributes or a scale that are none")
+        return node
 
     def value(self, value: Any) -> Any:
         if isinstance(value, list):
