@@ -1,4 +1,4 @@
-"""A region as the program that `src/region.cc` runs: a list of numbers.
+"""A region as the program that `src/operations.h` runs: a list of numbers.
 
     version, bytes of the arena, helpers wanted, number of blocks (`blocks.py`)
     number of operands and results, and of each the bytes from one block to the next

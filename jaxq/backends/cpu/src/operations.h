@@ -1,0 +1,443 @@
+// The operations of a region's program: each reads its operands, checks that they lie in their buffers, and hands its
+// kernel's work out. A new operation is a number in `run`, its function here, its kernel in kernels.h, and its row in
+// jaxq/backends/cpu/program.py.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "arena.h"
+#include "kernels.h"
+#include "program.h"
+#include "team.h"
+
+namespace jaxq {
+
+using Place = Reader::Place;
+
+// Below so many multiply-adds, or bytes moved, an operation is one task: handing it out would take longer.
+constexpr int64_t kSmall = 1 << 15;
+// A task's rows of A, and the weights that it reads again and again, stay in a core's second-level cache.
+constexpr int64_t kRowsBytes = 256 << 10, kWeightBytes = 768 << 10;
+constexpr int64_t kTasks = 16;
+
+// Runs a program's operations, one after another, each on all threads of the team.
+class Operations {
+ public:
+  Operations(Reader reader, const Kernels& kernels, Team& team) : read_(std::move(reader)), kernels_(kernels), team_(team) {}
+
+  void run(int64_t operations) {
+    for (int64_t i = 0; i < operations; ++i) {
+      switch (read_.number()) {
+        case 0: convolution(); break;
+        case 1: depthwise(); break;
+        case 2: matrix_product(); break;
+        case 3: elementwise(); break;
+        case 4: max_pool(); break;
+        case 5: sum_pool(); break;
+        case 6: sum(); break;
+        case 7: table(); break;
+        case 8: quantize(); break;
+        case 9: dequantize(); break;
+        case 10: softmax(); break;
+        case 11: layer_norm(); break;
+        case 12: copy(); break;
+        default: throw Invalid("the program holds an operation that this library does not know");
+      }
+    }
+    if (!read_.done()) throw Invalid("the program goes on behind its last operation");
+  }
+
+ private:
+  // `rows` output rows of `channels`.
+  Epilogue epilogue(int64_t rows, int64_t channels) {
+    Epilogue e = {};
+    e.multiplier = read_.floats(channels);
+    e.bias = read_.floats(channels);
+    e.lo = read_.floats(channels);
+    e.hi = read_.floats(channels);
+    const Place table = read_.place(true);
+    if (table) Reader::check(table, 256);
+    e.table = table.data;
+    const Place residual = read_.place(true);
+    e.residual = residual.data;
+    e.residual_dtype = read_.dtype();
+    e.residual_stride = read_.size();
+    e.residual_repeat = read_.positive();
+    e.residual_period = read_.positive();
+    e.residual_step = read_.number(0, 1);
+    e.residual_multiplier = read_.real();
+    if (residual) {
+      const int64_t seen = std::min((rows + e.residual_repeat - 1) / e.residual_repeat, e.residual_period);
+      const int64_t last = (e.residual_step ? channels : 1) * size_of(e.residual_dtype);
+      Reader::check(residual, extent(seen, e.residual_stride, last), e.residual_dtype);
+    }
+    const Place out = read_.place();
+    e.out = out.data;
+    e.out_dtype = read_.dtype();
+    e.out_stride = read_.size();
+    if (table && e.out_dtype == DType::f32) throw Invalid("a table has bytes");
+    Reader::check(out, extent(rows, e.out_stride, channels * size_of(e.out_dtype)), e.out_dtype);
+    return e;
+  }
+
+  // The window's geometry; the number of images comes first.
+  Window window(int64_t& images, Place& x) {
+    Window w = {};
+    images = read_.size();
+    x = read_.place();
+    w.x = x.data;
+    w.dtype = read_.bytes_dtype();
+    for (int64_t* size : {&w.height, &w.width, &w.channels, &w.stride}) *size = read_.positive();
+    for (int64_t* size : {&w.kernel_h, &w.kernel_w, &w.stride_h, &w.stride_w}) *size = read_.positive();
+    for (int64_t* size : {&w.pad_top, &w.pad_left}) *size = read_.size();
+    for (int64_t* size : {&w.dilation_h, &w.dilation_w}) *size = read_.positive();
+    for (int64_t* size : {&w.out_height, &w.out_width}) *size = read_.positive();
+    Reader::check(x, extent(images * w.height * w.width, w.stride, w.channels));
+    return w;
+  }
+
+  void convolution() {
+    int64_t images;
+    Place x;
+    const Window w = window(images, x);
+    const int64_t groups = read_.positive(), features = read_.positive();
+    if (w.channels % groups || features % groups) throw Invalid("the groups of a convolution do not divide its channels");
+    const int64_t channels = w.channels / groups, of_group = features / groups;
+    const int64_t k = w.kernel_h * w.kernel_w * channels, block = packed_block(k), rows = images * w.out_height * w.out_width;
+    const Place weight = read_.place();
+    const int64_t group_bytes = packed_size(of_group, k);
+    Reader::check(weight, extent(groups, group_bytes, group_bytes));
+    const Epilogue e = epilogue(rows, features);
+
+    const bool is_signed = w.dtype == DType::s8;
+    const bool native = is_signed ? kernels_.takes_signed : kernels_.takes_unsigned;
+    const uint8_t flip = native ? 0 : 0x80;
+    const int64_t lda = round_up(k, kDepth);
+    const bool pointwise = w.kernel_h * w.kernel_w * w.stride_h * w.stride_w == 1 && !w.pad_top && !w.pad_left &&
+                           w.out_height == w.height && w.out_width == w.width;
+    // Rows of x itself are rows of A where no byte is moved or flipped, and where reading K rounded up stays inside.
+    const int64_t in_place = pointwise && native && groups == 1 && x.room >= lda ? (x.room - lda) / w.stride + 1 : 0;
+
+    const int64_t all_blocks = round_up(of_group, kBlock) / kBlock;
+    int64_t task_blocks = std::clamp<int64_t>(kWeightBytes / block, 4, std::max<int64_t>(all_blocks, 4));
+    int64_t task_rows = std::clamp<int64_t>(kRowsBytes / lda / 32 * 32, 32, 256);
+    if (rows * k * features > kSmall * 8) {
+      while (tasks(rows, task_rows) * tasks(all_blocks, task_blocks) * groups < kTasks && task_rows > 64) task_rows /= 2;
+      task_rows = round_up(task_rows, 32);
+      while (tasks(rows, task_rows) * tasks(all_blocks, task_blocks) * groups < kTasks / 2 && task_blocks > 4) {
+        task_blocks = round_up(task_blocks / 2, 2);
+      }
+    } else {
+      task_blocks = all_blocks;
+      task_rows = std::max<int64_t>(round_up(rows, 32), 32);
+    }
+    const int64_t row_tasks = tasks(rows, task_rows), block_tasks = tasks(all_blocks, task_blocks);
+    team_.parallel(groups * block_tasks * row_tasks, [&](int64_t task) {
+      const int64_t group = task / (row_tasks * block_tasks), first_block = task / row_tasks % block_tasks * task_blocks;
+      const int64_t first = task % row_tasks * task_rows, last = std::min(first + task_rows, rows);
+      Gemm g = {};
+      g.a_signed = native ? is_signed : !is_signed;
+      g.correction = native ? 0 : is_signed ? -1 : 1;
+      g.b = weight.data + group * group_bytes + first_block * block;
+      g.k = k;
+      g.first_channel = group * of_group + first_block * kBlock;
+      g.channels = std::min(task_blocks * kBlock, of_group - first_block * kBlock);
+      g.epilogue = &e;
+      const int64_t direct = std::clamp(in_place, first, last);
+      if (direct > first) {
+        g.a = w.x + first * w.stride;
+        g.lda = w.stride;
+        g.first_row = first;
+        g.rows = direct - first;
+        kernels_.gemm(g);
+      }
+      if (direct < last) {
+        uint8_t* scratch = thread_scratch((last - direct) * lda);
+        kernels_.patches({&w, group * channels, channels, flip, scratch, lda}, direct, last);
+        g.a = scratch;
+        g.lda = lda;
+        g.first_row = direct;
+        g.rows = last - direct;
+        kernels_.gemm(g);
+      }
+    });
+  }
+
+  static int64_t tasks(int64_t all, int64_t each) { return (all + each - 1) / each; }
+
+  // Up to kTasks ranges of [0, n), where n things of `work` each are worth handing out.
+  template <typename Task>
+  void ranges(int64_t n, int64_t work, const Task& task) {
+    const int64_t parts = std::clamp<int64_t>(n * work / kSmall, 1, std::min(kTasks, std::max<int64_t>(n, 1)));
+    team_.parallel(parts, [&](int64_t i) { task(n * i / parts, n * (i + 1) / parts); });
+  }
+
+  void depthwise() {
+    int64_t images;
+    Place x;
+    const Window w = window(images, x);
+    const Place weight = read_.place();
+    Reader::check(weight, depthwise_size(w.kernel_h, w.kernel_w, w.channels));
+    const Epilogue e = epilogue(images * w.out_height * w.out_width, w.channels);
+    ranges(images * w.out_height, w.out_width * w.channels * 4,
+           [&](int64_t first, int64_t last) { kernels_.depthwise(w, weight.data, e, first, last); });
+  }
+
+  // x (batch, M, K) times y (batch, N, K) to (batch, M, N); three axes of batch.
+  void matrix_product() {
+    int64_t batch[3], x_strides[3], y_strides[3], out_strides[3], residual_strides[3];
+    for (auto* values : {&batch, &x_strides, &y_strides, &out_strides, &residual_strides}) {
+      for (int64_t& value : *values) value = read_.size();
+    }
+    const int64_t rows = read_.size(), columns = read_.positive(), k = read_.positive();
+    const Place x = read_.place();
+    const DType x_dtype = read_.bytes_dtype();
+    const int64_t x_row = read_.size();
+    const Place y = read_.place();
+    const int64_t y_row = read_.size(), y_step = read_.size();
+    const Epilogue whole = epilogue(rows, columns);
+    const int64_t batches = batch[0] * batch[1] * batch[2];
+    if (batches == 0 || rows == 0) return;
+    const auto reach = [&](const int64_t* strides) {
+      return extent(batch[0], strides[0], 1) - 1 + extent(batch[1], strides[1], 1) - 1 + extent(batch[2], strides[2], 1) - 1;
+    };
+    Reader::check(x, reach(x_strides) + extent(rows, x_row, k));
+    Reader::check(y, reach(y_strides) + extent(columns, y_row, 1) - 1 + extent(k, y_step, 1));
+    check_rest(whole.out, reach(out_strides) + extent(rows, whole.out_stride, columns * size_of(whole.out_dtype)));
+    if (whole.residual) {
+      const int64_t last = (whole.residual_step ? columns : 1) * size_of(whole.residual_dtype);
+      const int64_t seen = std::min((rows + whole.residual_repeat - 1) / whole.residual_repeat, whole.residual_period);
+      check_rest(whole.residual, reach(residual_strides) + extent(seen, whole.residual_stride, last));
+    }
+
+    const bool is_signed = x_dtype == DType::s8;
+    const bool native = is_signed ? kernels_.takes_signed : kernels_.takes_unsigned;
+    const int64_t lda = round_up(k, kDepth), packed = packed_size(columns, k);
+    const int64_t row_tasks = batches >= kTasks ? 1 : std::min(tasks(rows, 64), tasks(kTasks, batches));
+    const int64_t task_rows = round_up(tasks(rows, row_tasks), 16);
+    const auto run = [&](int64_t task) {
+      const int64_t at = task / row_tasks, first = task % row_tasks * task_rows, last = std::min(first + task_rows, rows);
+      if (first >= last) return;
+      const int64_t index[3] = {at / (batch[1] * batch[2]), at / batch[2] % batch[1], at % batch[2]};
+      const auto offset = [&](const int64_t* strides) {
+        return index[0] * strides[0] + index[1] * strides[1] + index[2] * strides[2];
+      };
+      Epilogue e = whole;
+      e.out += offset(out_strides);
+      if (e.residual) e.residual += offset(residual_strides);
+      uint8_t* scratch = thread_scratch(packed + (last - first) * lda);
+      kernels_.pack(reinterpret_cast<const int8_t*>(y.data) + offset(y_strides), y_row, y_step, columns, k, scratch);
+      Gemm g = {};
+      g.a_signed = native ? is_signed : !is_signed;
+      g.correction = native ? 0 : is_signed ? -1 : 1;
+      g.b = scratch;
+      g.k = k;
+      g.rows = last - first;
+      g.first_row = first;
+      g.channels = columns;
+      g.epilogue = &e;
+      const uint8_t* a = x.data + offset(x_strides) + first * x_row;
+      const int64_t room = x.room - (a - x.data);
+      if (native && x_row >= 0 && extent(g.rows, x_row, lda) <= room) {
+        g.a = a;
+        g.lda = x_row;
+      } else {
+        Window w = {};
+        w.x = a, w.height = g.rows, w.width = 1, w.channels = k, w.stride = x_row;
+        w.kernel_h = w.kernel_w = w.stride_h = w.stride_w = w.dilation_h = w.dilation_w = 1;
+        w.out_height = g.rows, w.out_width = 1;
+        kernels_.patches({&w, 0, k, static_cast<uint8_t>(native ? 0 : 0x80), scratch + packed, lda}, 0, g.rows);
+        g.a = scratch + packed;
+        g.lda = lda;
+      }
+      kernels_.gemm(g);
+    };
+    if (batches * rows * columns * k < kSmall * 8) {
+      for (int64_t task = 0; task < batches * row_tasks; ++task) run(task);
+    } else {
+      team_.parallel(batches * row_tasks, run);
+    }
+  }
+
+  void check_rest(const uint8_t* data, int64_t bytes) {
+    if (!read_.holds(data, bytes)) throw Invalid("a product's rows lie outside of their buffer");
+  }
+
+  void elementwise() {
+    const int64_t rows = read_.size();
+    Elementwise p = {};
+    p.channels = read_.positive();
+    const Place x = read_.place();
+    p.x = x.data;
+    p.x_dtype = read_.bytes_dtype();
+    p.x_stride = read_.size();
+    Reader::check(x, extent(rows, p.x_stride, p.channels));
+    const Place y = read_.place(true);
+    p.y = y.data;
+    p.y_dtype = read_.bytes_dtype();
+    p.y_stride = read_.size();
+    p.y_repeat = read_.positive();
+    p.y_period = read_.positive();
+    p.y_step = read_.number(0, 1);
+    if (y) {
+      const int64_t seen = std::min((rows + p.y_repeat - 1) / p.y_repeat, p.y_period);
+      Reader::check(y, extent(seen, p.y_stride, p.y_step ? p.channels : 1));
+    }
+    const Epilogue e = epilogue(rows, p.channels);
+    ranges(rows, p.channels, [&](int64_t first, int64_t last) { kernels_.elementwise(p, e, first, last); });
+  }
+
+  void max_pool() {
+    int64_t images;
+    Place x;
+    const Window w = window(images, x);
+    const Place out = read_.place();
+    const int64_t stride = read_.size();
+    Reader::check(out, extent(images * w.out_height * w.out_width, stride, w.channels));
+    ranges(images * w.out_height, w.out_width * w.channels * 4,
+           [&](int64_t first, int64_t last) { kernels_.max_pool(w, out.data, stride, first, last); });
+  }
+
+  void sum_pool() {
+    int64_t images;
+    Place x;
+    const Window w = window(images, x);
+    const Epilogue e = epilogue(images * w.out_height * w.out_width, w.channels);
+    ranges(images * w.out_height, w.out_width * w.channels * 4,
+           [&](int64_t first, int64_t last) { kernels_.sum_pool(w, e, first, last); });
+  }
+
+  void sum() {
+    const int64_t rows = read_.size();
+    Sum p = {};
+    p.terms = read_.positive();
+    p.channels = read_.positive();
+    const Place x = read_.place();
+    p.x = x.data;
+    p.dtype = read_.bytes_dtype();
+    p.stride = read_.size();
+    Reader::check(x, extent(rows * p.terms, p.stride, p.channels));
+    const Epilogue e = epilogue(rows, p.channels);
+    ranges(rows, p.terms * p.channels / 4, [&](int64_t first, int64_t last) { kernels_.sum(p, e, first, last); });
+  }
+
+  Rows rows_of(int64_t rows) {
+    Rows p = {};
+    p.cols = read_.positive();
+    const Place x = read_.place();
+    p.x = x.data;
+    p.x_dtype = read_.dtype();
+    p.x_stride = read_.size();
+    Reader::check(x, extent(rows, p.x_stride, p.cols * size_of(p.x_dtype)), p.x_dtype);
+    const Place out = read_.place();
+    p.out = out.data;
+    p.out_dtype = read_.dtype();
+    p.out_stride = read_.size();
+    Reader::check(out, extent(rows, p.out_stride, p.cols * size_of(p.out_dtype)), p.out_dtype);
+    return p;
+  }
+
+  static void demand(bool holds) {
+    if (!holds) throw Invalid("an operation has operands of other dtypes than it takes");
+  }
+
+  void table() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype != DType::f32 && p.out_dtype != DType::f32);
+    const Place entries = read_.place();
+    Reader::check(entries, 256);
+    ranges(rows, p.cols, [&](int64_t first, int64_t last) { kernels_.table(p, entries.data, first, last); });
+  }
+
+  void quantize() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype == DType::f32 && p.out_dtype != DType::f32);
+    const int64_t step = read_.number(0, 1);
+    const float* multiplier = read_.floats(step ? p.cols : 1);
+    ranges(rows, p.cols, [&](int64_t first, int64_t last) { kernels_.quantize(p, multiplier, step, first, last); });
+  }
+
+  void dequantize() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype != DType::f32 && p.out_dtype == DType::f32);
+    const int64_t step = read_.number(0, 1);
+    const float* scale = read_.floats(step ? p.cols : 1);
+    ranges(rows, p.cols, [&](int64_t first, int64_t last) { kernels_.dequantize(p, scale, step, first, last); });
+  }
+
+  void softmax() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype == DType::f32);
+    const float multiplier = *read_.floats(1);
+    ranges(rows, p.cols * 8, [&](int64_t first, int64_t last) { kernels_.softmax(p, multiplier, first, last); });
+  }
+
+  void layer_norm() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype == DType::f32);
+    const float multiplier = *read_.floats(1);
+    const float* scale = optional_floats(p.cols);
+    const float* bias = optional_floats(p.cols);
+    const float epsilon = read_.real();
+    const bool center = read_.number(0, 1);
+    ranges(rows, p.cols * 4, [&](int64_t first, int64_t last) {
+      kernels_.layer_norm(p, scale, bias, epsilon, center, multiplier, first, last);
+    });
+  }
+
+  const float* optional_floats(int64_t n) {
+    const Place p = read_.place(true);
+    if (p) Reader::check(p, n * 4, DType::f32);
+    return reinterpret_cast<const float*>(p.data);
+  }
+
+  // An array of up to five axes with strides to another; the last axis is of `bytes` that lie together.
+  void copy() {
+    constexpr int kAxes = 5;
+    int64_t sizes[kAxes], from_strides[kAxes], to_strides[kAxes];
+    for (auto* values : {&sizes, &from_strides, &to_strides}) {
+      for (int64_t& value : *values) value = read_.size();
+    }
+    const int64_t bytes = read_.positive();
+    const Place from = read_.place(), to = read_.place();
+    int64_t from_reach = bytes, to_reach = bytes, outer = 1;
+    for (int i = 0; i < kAxes; ++i) {
+      if (sizes[i] == 0) return;
+      from_reach += extent(sizes[i], from_strides[i], 1) - 1;
+      to_reach += extent(sizes[i], to_strides[i], 1) - 1;
+      if (i + 1 < kAxes) outer *= sizes[i];
+    }
+    Reader::check(from, from_reach);
+    Reader::check(to, to_reach);
+    const int64_t inner = sizes[kAxes - 1], from_step = from_strides[kAxes - 1], to_step = to_strides[kAxes - 1];
+    ranges(outer, inner * bytes, [&](int64_t first, int64_t last) {
+      for (int64_t at = first; at < last; ++at) {
+        const uint8_t* f = from.data;
+        uint8_t* t = to.data;
+        for (int64_t rest = at, i = kAxes - 2; i >= 0; --i) {
+          f += rest % sizes[i] * from_strides[i];
+          t += rest % sizes[i] * to_strides[i];
+          rest /= sizes[i];
+        }
+        if (bytes == 1) {
+          for (int64_t j = 0; j < inner; ++j) t[j * to_step] = f[j * from_step];
+        } else {
+          for (int64_t j = 0; j < inner; ++j) std::memcpy(t + j * to_step, f + j * from_step, static_cast<size_t>(bytes));
+        }
+      }
+    });
+  }
+
+  Reader read_;
+  const Kernels& kernels_;
+  Team& team_;
+};
+
+}  // namespace jaxq
