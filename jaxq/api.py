@@ -14,7 +14,7 @@ from jaxq.calibration import distributed
 from jaxq.calibration.batches import Batches
 from jaxq.calibration.result import Calibration
 from jaxq.config import QuantConfig
-from jaxq.errors import CalibrationError, JaxqError, PlanError, TraceError, UnsupportedError
+from jaxq.errors import CalibrationError, TraceError, UnsupportedError
 from jaxq.models import is_nnx
 from jaxq.plan import artifact
 from jaxq.qmodel import QuantizedModel, model_of
@@ -180,10 +180,4 @@ def load(path: str | PathLike[str]) -> QuantizedModel:
     Raises:
       PlanError: the file is damaged, foreign, or from a newer jaxq.
     """
-    plan, params = artifact.load(path)
-    try:
-        return model_of(plan, params)
-    except JaxqError:
-        raise
-    except Exception as error:  # shapes agree, but an attribute is of no form that a backend reads
-        raise PlanError(f"{path}: a layer does not decode: {type(error).__name__}: {error}") from error
+    return model_of(*artifact.load(path))

@@ -21,11 +21,13 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """`read` takes an equation to its parameters as plain data; `apply` takes arrays and that data to the result(s).
-    The primitive is None where this JAX does not have it, but a plan from another JAX may hold its name."""
+    """`read` takes an equation to its parameters as plain data, which has the names `attrs`; `apply` takes arrays and
+    that data to the result(s). The primitive is None where this JAX does not have it, but a plan from another JAX may
+    hold its name."""
 
     primitive: Primitive | None
     name: str
+    attrs: tuple[str, ...]
     read: Callable[[Any], Data]
     apply: Callable[..., Any]
 
@@ -51,7 +53,7 @@ def _keep(*names: str) -> Callable[[Any], Data]:
 
 def _row(primitive: Primitive, apply: Callable[..., Any], *names: str, name: str = "") -> Row:
     """A row that keeps the named parameters and hands them to `apply` by keyword."""
-    return Row(primitive, name or primitive.name, _keep(*names), apply)
+    return Row(primitive, name or primitive.name, names, _keep(*names), apply)
 
 
 def precision_of(value: Any) -> Any:
@@ -68,14 +70,12 @@ def _dot(x: jax.Array, w: jax.Array, *, precision: Any, **attrs: Any) -> jax.Arr
     return lax.dot_general(x, w, precision=precision_of(precision), **attrs)
 
 
-def _fields(*fields: str) -> Callable[[Any], Data]:
+def _fields(fields: tuple[str, ...], *others: str) -> Callable[[Any], Data]:
     """Reads gather's and scatter's parameters, whose dimension numbers are objects with those fields."""
-    others = ("slice_sizes", "mode", "indices_are_sorted", "unique_indices", "fill_value")
 
     def read(eqn: Any) -> Data:
         numbers = eqn.params["dimension_numbers"]
-        kept = {name: _plain(eqn.params[name]) for name in others if name in eqn.params}
-        return {"dimension_numbers": {name: _plain(getattr(numbers, name)) for name in fields}} | kept
+        return {"dimension_numbers": {name: _plain(getattr(numbers, name)) for name in fields}} | _keep(*others)(eqn)
 
     return read
 
@@ -89,6 +89,7 @@ _SCATTER = (
     *_BATCHING,
     "scatter_indices_batching_dims",
 )
+_INDEXED = ("indices_are_sorted", "unique_indices", "mode")
 
 
 def _gather(x: jax.Array, indices: jax.Array, *, dimension_numbers: Data, mode: str, **attrs: Any) -> jax.Array:
@@ -122,6 +123,10 @@ def _clamped(starts: tuple[jax.Array, ...]) -> list[jax.Array]:
     return [jnp.maximum(start, 0) for start in starts]
 
 
+_SCAN = ("length", "reverse", "unroll")
+_WHILE = ("cond_nconsts", "body_nconsts")
+
+
 def _scan(*args: jax.Array, body: Callable[..., Any], num_consts: int, num_carry: int, **attrs: Any) -> list[jax.Array]:
     consts, carry, xs = args[:num_consts], args[num_consts : num_consts + num_carry], args[num_consts + num_carry :]
 
@@ -144,7 +149,7 @@ def _read_scan(eqn: Any) -> Data:
     num_carry = same_rank(eqn.outvars, body.jaxpr.outvars)
     num_consts = same_rank(eqn.invars, body.jaxpr.invars) - num_carry
     counts = {"num_consts": num_consts, "num_carry": num_carry}
-    return {"body": body} | counts | _keep("length", "reverse", "unroll")(eqn)
+    return {"body": body} | counts | _keep(*_SCAN)(eqn)
 
 
 def _while(
@@ -159,7 +164,7 @@ def _while(
 
 def _read_while(eqn: Any) -> Data:
     bodies = {"cond": eqn.params["cond_jaxpr"], "body": eqn.params["body_jaxpr"]}
-    return bodies | _keep("cond_nconsts", "body_nconsts")(eqn)
+    return bodies | _keep(*_WHILE)(eqn)
 
 
 def _cond(index: jax.Array, *args: jax.Array, branches: Any) -> Any:
@@ -170,7 +175,7 @@ _UNARY = """abs acos acosh asin asinh atan atanh cbrt ceil clz cos cosh digamma 
 is_finite lgamma log log1p logistic neg population_count rsqrt sign sin sinh sqrt square tan tanh stop_gradient"""
 _BINARY = """add atan2 div eq ge gt le lt max min mul ne nextafter pow rem sub shift_left shift_right_arithmetic
 shift_right_logical"""
-_WINDOW = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+WINDOW = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
 
 _ROWS = (
     *(_row(getattr(jp, f"{name}_p"), getattr(lax, name)) for name in (_UNARY + " " + _BINARY).split()),
@@ -182,8 +187,8 @@ _ROWS = (
     *(_row(p, lambda x, **_: x) for p in (jp.copy_p, jp.name_p, jp.sharding_constraint_p)),
     _row(jp.device_put_p, lambda *xs: list(xs)),
     _row(lax.optimization_barrier_p, lambda *xs: list(lax.optimization_barrier(xs))),
-    Row(getattr(jp, "log2_p", None), "log2", _keep(), jnp.log2),
-    Row(getattr(jp, "one_minus_square_p", None), "one_minus_square", _keep(), lambda x: 1 - x * x),
+    Row(getattr(jp, "log2_p", None), "log2", (), _keep(), jnp.log2),
+    Row(getattr(jp, "one_minus_square_p", None), "one_minus_square", (), _keep(), lambda x: 1 - x * x),
     _row(jp.clamp_p, lax.clamp),
     _row(jp.select_n_p, lax.select_n),
     _row(jp.integer_pow_p, lax.integer_pow, "y"),
@@ -212,9 +217,15 @@ _ROWS = (
     ),
     _row(jp.dynamic_slice_p, lambda x, *i, slice_sizes: lax.dynamic_slice(x, _clamped(i), slice_sizes), "slice_sizes"),
     _row(jp.dynamic_update_slice_p, lambda x, y, *i: lax.dynamic_update_slice(x, y, _clamped(i))),
-    Row(jp.gather_p, "gather", _fields(*_GATHER), _gather),
+    Row(
+        jp.gather_p,
+        "gather",
+        ("dimension_numbers", "slice_sizes", *_INDEXED, "fill_value"),
+        _fields(_GATHER, "slice_sizes", *_INDEXED, "fill_value"),
+        _gather,
+    ),
     *(
-        Row(primitive, name, _fields(*_SCATTER), _scatter(function))
+        Row(primitive, name, ("dimension_numbers", *_INDEXED), _fields(_SCATTER, *_INDEXED), _scatter(function))
         for primitive, name, function in (
             (jp.scatter_p, "scatter", lax.scatter),
             (jp.scatter_add_p, "scatter_add", lax.scatter_add),
@@ -249,9 +260,9 @@ _ROWS = (
         "num_keys",
     ),
     _row(jp.top_k_p, lax.top_k, "k"),
-    _row(jp.reduce_window_sum_p, _window(lax.add, lambda dtype: 0), *_WINDOW),
-    _row(jp.reduce_window_max_p, _window(lax.max, _lowest), *_WINDOW),
-    _row(jp.reduce_window_min_p, _window(lax.min, _highest), *_WINDOW),
+    _row(jp.reduce_window_sum_p, _window(lax.add, lambda dtype: 0), *WINDOW),
+    _row(jp.reduce_window_max_p, _window(lax.max, _lowest), *WINDOW),
+    _row(jp.reduce_window_min_p, _window(lax.min, _highest), *WINDOW),
     _row(jp.dot_general_p, _dot, "dimension_numbers", "precision", "preferred_element_type"),
     _row(
         jp.conv_general_dilated_p,
@@ -266,9 +277,9 @@ _ROWS = (
         "precision",
         "preferred_element_type",
     ),
-    Row(jp.scan_p, "scan", _read_scan, _scan),
-    Row(jp.while_p, "while", _read_while, _while),
-    Row(jp.cond_p, "cond", lambda eqn: {"branches": tuple(eqn.params["branches"])}, _cond),
+    Row(jp.scan_p, "scan", ("body", "num_consts", "num_carry", *_SCAN), _read_scan, _scan),
+    Row(jp.while_p, "while", ("cond", "body", *_WHILE), _read_while, _while),
+    Row(jp.cond_p, "cond", ("branches",), lambda eqn: {"branches": tuple(eqn.params["branches"])}, _cond),
 )
 
 # Those whose result at a place hangs on the operands there alone.

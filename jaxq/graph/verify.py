@@ -6,11 +6,10 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
+from jaxq.graph.ops import EPILOGUE, OPS, wrong_attribute
 from jaxq.graph.primitives import BY_NAME
 
 _BORDERS = ("quantize", "dequantize")
-_BY_ROW = ("softmax", "layer_norm")
-_PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
 
 def verify(graph: Graph, stage: str) -> Graph:
@@ -21,6 +20,8 @@ def verify(graph: Graph, stage: str) -> Graph:
         for wrong, says in _CHECKS[stage]:
             if wrong(node):
                 raise ValueError(f"{node!r} {says}")
+        if (attribute := wrong_attribute(node)) is not None:
+            raise ValueError(f"{node!r} {attribute}")
         name = (node.op == "param", node.name)  # arrays and layers have name spaces of their own
         if node.op != "const" and name in names:
             raise ValueError(f"{node!r} shares its name with another node")
@@ -37,35 +38,19 @@ def _is_int8(node: Node) -> bool:
 
 
 def _unknown(node: Node) -> bool:
-    ours = (*ACCUMULATING, *_BORDERS, *_BY_ROW, "elementwise", "table", "input", "const", "param", "item", "opaque")
-    return node.op not in ours and node.op not in BY_NAME
-
-
-# The operands that an op takes by role; those in brackets elsewhere may be missing.
-_ROLES = {
-    "quantize": {"x", "multiplier"},
-    "dequantize": {"x", "scale"},
-    "table": {"x", "table"},
-    **{op: {"x"} for op in (*ACCUMULATING, *_BY_ROW)},
-    **{op: {"x", "weight"} for op in WEIGHTED},
-    **{op: {"x", "y"} for op in ("matmul", "product")},
-}
+    return node.op not in OPS and node.op not in BY_NAME
 
 
 def _missing_roles(node: Node) -> bool:
     given = set(node.roles)
-    needed = _ROLES.get(node.op, set()) | (set(_PER_CHANNEL) if _is_int8(node) else set())
+    needed = {*(OPS[node.op].roles if node.op in OPS else ()), *(EPILOGUE if _is_int8(node) else ())}
     return not needed <= given or (bool(given) and len(node.roles) != len(node.inputs))
-
-
-def _empty(node: Node) -> bool:
-    return node.is_constant and "value" not in node.attrs
 
 
 def _bad_vector(node: Node) -> bool:
     channels = node.aval.shape[-1] if _is_int8(node) else 0
     return _is_int8(node) and any(
-        node.operand(role).aval != Aval((channels,), np.dtype(np.float32)) for role in _PER_CHANNEL
+        node.operand(role).aval != Aval((channels,), np.dtype(np.float32)) for role in EPILOGUE
     )
 
 
@@ -85,6 +70,17 @@ def _unscaled(node: Node) -> bool:
     return made and _is_integer(node) and node.qtype is None
 
 
+def _bad_scale(node: Node) -> bool:
+    if node.qtype is None:
+        return False
+    scale = node.qtype.scale
+    if not isinstance(node.aval, Aval) or node.qtype.dtype not in numerics.BOUNDS:
+        return True
+    if node.qtype.dtype != node.aval.dtype.name or not isinstance(scale, float | np.floating | np.ndarray):
+        return True
+    return np.ndim(scale) > 1 or not np.all(np.isfinite(scale) & (np.asarray(scale) > 0))
+
+
 def _mixed_weight(node: Node) -> bool:
     if node.op not in WEIGHTED:
         return False
@@ -96,7 +92,6 @@ _Check = tuple[Callable[[Node], bool], str]
 _ANY: tuple[_Check, ...] = (
     (_unknown, "is no op that jaxq knows"),
     (_missing_roles, "lacks an operand"),
-    (_empty, "holds no value"),
     (_bad_norm, "has a scale or bias that is no float32 vector of its channels"),
     (_mixed_weight, "multiplies integers with floats"),
 )
@@ -112,5 +107,6 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
         (lambda node: node.op == "elementwise", "is a function without its table"),
         (_bad_table, "has a table that is not 256 entries of its dtype"),
         (_unscaled, "makes integers of unknown scale"),
+        (_bad_scale, "has a scale that is no positive number, or is of another dtype"),
     ),
 }

@@ -3,8 +3,10 @@
 import copy
 import random
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from networks import SmallCNN, images, variables
 
 import jaxq
@@ -34,13 +36,27 @@ VALUES = (
 )
 
 
+class Attention(nn.Module):
+    """The ops that a convolutional network lacks, a loop among them."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2)(nn.LayerNorm()(x))
+        x = nn.RNN(nn.SimpleCell(8))(nn.gelu(nn.Dense(8)(x)))
+        return jnp.sort(x), x[:, jnp.array([1, 0])], nn.max_pool(nn.Dense(4)(x), (2,))
+
+
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    model, x = SmallCNN(), images(2, 8, 8, 3)
-    qmodel = jaxq.quantize(model, variables(model, x), [x], config=jaxq.QuantConfig(method="mse"))
+def saved(request, tmp_path_factory):
+    model, shape = request.param
+    x = images(*shape)
     path = tmp_path_factory.mktemp("fuzz") / "net.jaxq"
-    qmodel.save(path)
+    jaxq.quantize(model, variables(model, x), [x], config=jaxq.QuantConfig(method="mse")).save(path)
     return path
+
+
+CNN = SmallCNN(), (2, 8, 8, 3)
+ATTENTION = Attention(), (4, 5, 8)
 
 
 def places(value, path=()):
@@ -114,13 +130,15 @@ def check_bytes(path, tmp_path, count, seed):
             np.testing.assert_array_equal(arrays[name], value)
 
 
+@pytest.mark.parametrize("saved", [CNN], ids=["cnn"], indirect=True)
 def test_a_few_mutations(saved, tmp_path):
     check_headers(saved, tmp_path, 150, seed=0)
     check_bytes(saved, tmp_path, 300, seed=0)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("saved", [CNN, ATTENTION], ids=["cnn", "attention"], indirect=True)
 @pytest.mark.parametrize("part", range(1, 11))
-def test_ten_thousand_mutations(saved, tmp_path, part):
+def test_twenty_thousand_mutations(saved, tmp_path, part):
     check_headers(saved, tmp_path, 500, part)
     check_bytes(saved, tmp_path, 500, part)

@@ -1,0 +1,97 @@
+"""What is no legal graph is a ValueError that names the node and what is wrong with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import images
+
+import jaxq
+from jaxq.graph.node import Graph, Node, QType
+from jaxq.graph.ops import OPS, wrong_attribute
+from jaxq.graph.primitives import BY_NAME
+from jaxq.graph.verify import verify
+
+
+@pytest.fixture(scope="module")
+def graph():
+    def fun(params, x):
+        y = jax.nn.relu(jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), "SAME"))
+        y = jax.lax.reduce_window(y, -jnp.inf, jax.lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+        return jnp.sort(y.reshape(-1, 64) @ params["head"])
+
+    params = {"kernel": images(4, 3, 3, 3), "head": images(64, 5)}
+    return jaxq.quantize(fun, params, [images(2, 3, 8, 8)], config=jaxq.QuantConfig(method="mse")).plan.graph
+
+
+def only(graph, op):
+    return next(node for node in graph.nodes if node.op == op)
+
+
+def changed(graph, node, **changes):
+    """The graph with the node changed."""
+    return graph.map(lambda other: other.replace(**changes) if other.name == node.name else other)
+
+
+def test_every_attribute_of_a_plan_is_needed(graph):
+    assert verify(graph, "quantized") is graph
+    for node in graph.nodes:
+        for name in node.attrs:
+            less = node.replace(attrs={key: value for key, value in node.attrs.items() if key != name})
+            assert wrong_attribute(less) == f"lacks {name!r}"
+
+
+def test_every_attribute_has_a_kind():
+    for op, has in {**OPS, **BY_NAME}.items():
+        node = Node(op, (), dict.fromkeys(has.attrs, b"no attribute"), None)
+        free = {"value", "primitive", "params"}
+        assert wrong_attribute(node) is None if set(has.attrs) <= free else wrong_attribute(node).startswith("has ")
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "says"),
+    [
+        ("conv", {"strides": (1, 1.0)}, "has strides=(1, 1.0)"),
+        ("conv", {"groups": True}, "has groups=True"),
+        ("conv", {"padding": ((1, 1), (1,))}, "has padding=((1, 1), (1,))"),
+        ("conv", {"precision": ("HIGHEST", "LOW")}, "has precision=('HIGHEST', 'LOW')"),
+        ("conv", {"lo": 1e300}, "has lo=1e+300"),
+        ("sort", {"is_stable": 1}, "has is_stable=1"),
+        ("sort", {"dim": 1}, "has an attribute 'dim' that is none of its op"),
+        ("reduce_window_max", {"base_dilation": None}, "has base_dilation=None"),
+    ],
+)
+def test_an_attribute_of_another_kind(graph, op, attrs, says):
+    node = only(graph, op)
+    with pytest.raises(ValueError) as caught:
+        verify(changed(graph, node, attrs={**node.attrs, **attrs}), "quantized")
+    assert says in str(caught.value) and node.name in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan, 1, None, "1", np.ones((2, 2))])
+def test_a_scale_that_is_none(graph, scale):
+    node = only(graph, "quantize")
+    with pytest.raises(ValueError, match="has a scale that is no positive number"):
+        verify(changed(graph, node, qtype=QType("int8", scale)), "quantized")
+
+
+def test_a_scale_of_another_dtype(graph):
+    node = only(graph, "quantize")
+    with pytest.raises(ValueError, match="or is of another dtype"):
+        verify(changed(graph, node, qtype=QType("uint8", 1.0)), "quantized")
+
+
+def test_an_op_that_is_none(graph):
+    with pytest.raises(ValueError, match="is no op that jaxq knows"):
+        verify(changed(graph, only(graph, "sort"), op="import os"), "quantized")
+
+
+def test_the_stage(graph):
+    with pytest.raises(ValueError, match="in a float graph"):
+        verify(graph, "float")
+
+
+def test_two_nodes_of_one_name(graph):
+    same = graph.map(lambda node: node if node.is_constant else node.replace(name="same"))
+    with pytest.raises(ValueError, match="shares its name with another node"):
+        verify(Graph(same.inputs, same.outputs), "quantized")
