@@ -174,10 +174,15 @@ def _warn_of_unmatched_rules(network: Network, config: QuantConfig) -> None:
         )
 
 
-def load(path: str | PathLike[str]) -> QuantizedModel:
+def load(path: str | PathLike[str], *, trusted: bool = False) -> QuantizedModel:
     """The model in a file that `QuantizedModel.save` wrote; needs neither Flax nor the model's code.
 
+    Args:
+      path: of the file. It is data, and safe to load whoever wrote it, unless the model has a JAX primitive for which
+        jaxq has no data: such a one is StableHLO in the file, which XLA compiles and runs.
+      trusted: whether to load StableHLO, too.
+
     Raises:
-      PlanError: the file is damaged, foreign, or from a newer jaxq.
+      PlanError: the file is damaged, foreign, or from a newer jaxq, or holds StableHLO and is not trusted.
     """
-    return model_of(*artifact.load(path))
+    return model_of(*artifact.load(path, trusted))

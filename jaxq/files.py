@@ -30,12 +30,14 @@ _DTYPES = (
 
 @dataclass(frozen=True)
 class FileKind:
-    """What tells files apart: `key` in the metadata, `noun` in messages, the `schema` written and read, the `error`."""
+    """What tells files apart: `key` in the metadata, `noun` in messages, the `schema` written, the `oldest` read, the
+    `error`."""
 
     key: str
     noun: str
     schema: int
     error: type[JaxqError]
+    oldest: int = 1
 
     def pack(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
         """The file's bytes.
@@ -99,7 +101,7 @@ class FileKind:
             schema = header["schema"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self.error(f"{path}: the header is no {self.noun}: {error}") from error
-        if schema != self.schema:
+        if schema not in range(self.oldest, self.schema + 1):
             raise self.error(
                 f"{path}: has schema {schema}, this jaxq reads {self.schema}; install the jaxq that wrote it or a "
                 "newer one"

@@ -156,7 +156,7 @@ def _row(node: Node, turns: int) -> Row:
     op = node.op
     if op == "affine":
         op = "add" if node.get("residual") is not None else "affine"
-    elif op == "table":
+    elif op in ("table", "stablehlo"):
         op = node.attrs["word"]
     elif op == "opaque":
         op = node.attrs["primitive"].name

@@ -65,7 +65,7 @@ def _seconds(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    qmodel = jaxq.load(options.file)
+    qmodel = jaxq.load(options.file, trusted=options.trusted)
     plan = qmodel.plan
     check_batch(plan, options.batch)
     in_float = _in_float(plan) if options.against else None

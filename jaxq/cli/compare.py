@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jax.export import Exported
 
 from jaxq.graph.node import Dim, Graph, Node, is_int8
 from jaxq.models import shown
@@ -153,6 +154,8 @@ def _same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, np.ndarray | np.generic) or isinstance(b, np.ndarray | np.generic):
         return _bytes(a) == _bytes(b)
+    if isinstance(a, Exported) and isinstance(b, Exported):
+        return a.mlir_module_serialized == b.mlir_module_serialized
     return bool(a == b)
 
 

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    (old, _), (new, _) = artifact.load(options.old), artifact.load(options.new)
+    (old, _), (new, _) = (artifact.load(path, options.trusted) for path in (options.old, options.new))
     changes = compare(old, new)
     if options.json:
         print_json({"old": options.old, "new": options.new, "differ": changes.differ, **dataclasses.asdict(changes)})

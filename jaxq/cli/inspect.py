@@ -28,7 +28,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    facts, plan = _facts(options.file)
+    facts, plan = _facts(options.file, options.trusted)
     if options.json:
         print_json(facts | {"layers": [dataclasses.asdict(row) for row in plan.summary.nodes]})
         return 0
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(path: str) -> tuple[dict[str, Any], Plan]:
+def _facts(path: str, trusted: bool) -> tuple[dict[str, Any], Plan]:
     header, arrays = PLAN_FILE.read(path)
-    plan, _ = artifact.load(path)
+    plan, _ = artifact.load(path, trusted)
     summary = plan.summary
     facts = {
         "file": path,

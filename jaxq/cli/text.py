@@ -17,6 +17,7 @@ def add_command(
     )
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print data instead of a table")
+    parser.add_argument("--trusted", action="store_true", help="read StableHLO, too, which only its writer makes safe")
     return parser
 
 

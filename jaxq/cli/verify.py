@@ -74,7 +74,7 @@ def add_to(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    qmodel = jaxq.load(options.file)
+    qmodel = jaxq.load(options.file, trusted=options.trusted)
     batch = options.batch or 1
     check_batch(qmodel.plan, options.batch)
     args = draw(qmodel.plan, batch, options.seed)

@@ -194,6 +194,15 @@ def _layer_norm(node: Node) -> Callable[..., Any]:
     return run
 
 
+def _stablehlo(node: Node) -> Callable[..., Any]:
+    """A module for any batch takes none of no examples, but that gives nothing."""
+    avals = node.aval if isinstance(node.aval, tuple) else (node.aval,)
+    if any(0 in source.aval.shape for source in node.inputs) and all(0 in aval.shape for aval in avals):
+        empty = [jnp.zeros(aval.shape, aval.dtype) for aval in avals]
+        return lambda *_: empty if isinstance(node.aval, tuple) else empty[0]
+    return lambda *args: node.attrs["exported"].call(*args)
+
+
 def _table(node: Node) -> Callable[..., Any]:
     del node
     return numerics.lookup
@@ -212,6 +221,7 @@ _FLOAT: dict[str, Callable[[Node], Callable[..., Any]]] = {
     "elementwise": _elementwise,
     "softmax": _softmax,
     "layer_norm": _layer_norm,
+    "stablehlo": _stablehlo,
     "table": _table,
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -109,6 +109,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("argmax", "argmin", "sum"), _not_along("axes")),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp", "split", "stack"), _not_along("axis")),
     "unstack": _not_along("axis"),
+    "fft": lambda node, attrs, follows: len(attrs["fft_lengths"]) < len(node.aval.shape),
     "sort": _not_along("dimension"),
     "concatenate": _not_along("dimension"),
     "iota": _not_along("dimension"),

@@ -18,7 +18,8 @@ Ops that jaxq understands (after `passes`):
 The first five rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
 quantized graph take x, [weight or y], multiplier, bias, lo, hi, [residual, residual_multiplier], [table], see
 `numerics.epilogue`. A residual may broadcast to the op's shape.
-Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself.
+Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself,
+which a file holds as "stablehlo" (`plan/stablehlo.py`).
 
 The attributes of scan, while and cond hold graphs, their bodies, whose "input" nodes stand for the operands. What a
 body reads of constants stands inside it (`graph/unroll.py`). Names are unique over a graph and all its bodies.

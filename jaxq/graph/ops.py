@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jax import lax
+from jax.export import Exported
 
 from jaxq.graph.node import Dim, Graph, Node
 from jaxq.graph.primitives import BY_NAME, WINDOW
@@ -31,6 +32,7 @@ OPS: dict[str, Op] = {
     "param": Op(attrs=("value",)),
     "item": Op(attrs=("index",)),
     "opaque": Op(attrs=("primitive", "params")),
+    "stablehlo": Op(attrs=("word", "exported")),
     "conv": Op(("x", "weight"), (*_GEOMETRY, "precision", *_BOUNDS)),
     "dot": Op(("x", "weight"), ("precision", *_BOUNDS)),
     "matmul": Op(("x", "y"), ("precision", *_BOUNDS)),
@@ -130,11 +132,11 @@ _graph = _instance(Graph)
 
 _KINDS: dict[str, _Kind] = {
     **dict.fromkeys(("index", "axis", "dimension", "k", "num_keys", "y"), _integer),
-    **dict.fromkeys(("exponent_bits", "mantissa_bits", "rounding_method"), _integer),
+    **dict.fromkeys(("exponent_bits", "mantissa_bits", "rounding_method", "fft_type"), _integer),
     **dict.fromkeys(("groups", "feature_group_count", "batch_group_count"), _integer),
     **dict.fromkeys(("length", "num_consts", "num_carry", "cond_nconsts", "body_nconsts"), _integer),
     **dict.fromkeys(("axes", "permutation", "dimensions", "broadcast_dimensions", "shape", "new_sizes"), _integers),
-    **dict.fromkeys(("start_indices", "limit_indices", "reps", "sizes", "slice_sizes"), _integers),
+    **dict.fromkeys(("start_indices", "limit_indices", "reps", "sizes", "slice_sizes", "fft_lengths"), _integers),
     **dict.fromkeys(("window_strides", "lhs_dilation", "rhs_dilation"), _integers),
     **dict.fromkeys(("window_dimensions", "base_dilation", "window_dilation"), _integers),
     "strides": _optional(_integers),
@@ -157,6 +159,7 @@ _KINDS: dict[str, _Kind] = {
     **dict.fromkeys(("body", "cond"), _graph),
     "branches": _tuple(_graph),
     "value": _anything,
+    "exported": _instance(Exported),
     "primitive": _anything,
     "params": _anything,
 }

@@ -38,8 +38,10 @@ def _plain(value: Any) -> Any:
         return tuple(_plain(item) for item in value)
     if isinstance(value, lax.Precision):
         return value.name
-    if isinstance(value, lax.RoundingMethod | lax.GatherScatterMode):
-        return int(value) if isinstance(value, lax.RoundingMethod) else str(value.name)
+    if isinstance(value, lax.GatherScatterMode):
+        return str(value.name)
+    if isinstance(value, lax.RoundingMethod | lax.FftType):
+        return int(value)
     if isinstance(value, np.dtype | type):
         return np.dtype(value).name
     if isinstance(value, np.integer):
@@ -172,9 +174,10 @@ def _cond(index: jax.Array, *args: jax.Array, branches: Any) -> Any:
 
 
 _UNARY = """abs acos acosh asin asinh atan atanh cbrt ceil clz cos cosh digamma erf erf_inv erfc exp exp2 expm1 floor
-is_finite lgamma log log1p logistic neg population_count rsqrt sign sin sinh sqrt square tan tanh stop_gradient"""
-_BINARY = """add atan2 div eq ge gt le lt max min mul ne nextafter pow rem sub shift_left shift_right_arithmetic
-shift_right_logical"""
+is_finite lgamma log log1p logistic neg population_count rsqrt sign sin sinh sqrt square tan tanh stop_gradient
+bessel_i0e bessel_i1e conj imag real"""
+_BINARY = """add atan2 complex div eq ge gt le lt max min mul ne nextafter pow rem sub shift_left shift_right_arithmetic
+shift_right_logical igamma igammac polygamma zeta"""
 WINDOW = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
 
 _ROWS = (
@@ -189,6 +192,13 @@ _ROWS = (
     _row(lax.optimization_barrier_p, lambda *xs: list(lax.optimization_barrier(xs))),
     Row(getattr(jp, "log2_p", None), "log2", (), _keep(), jnp.log2),
     Row(getattr(jp, "one_minus_square_p", None), "one_minus_square", (), _keep(), lambda x: 1 - x * x),
+    _row(jp.regularized_incomplete_beta_p, lax.betainc),
+    _row(
+        jp.fft_p,
+        lambda x, fft_type, fft_lengths: lax.fft(x, lax.FftType(fft_type), fft_lengths),
+        "fft_type",
+        "fft_lengths",
+    ),
     _row(jp.clamp_p, lax.clamp),
     _row(jp.select_n_p, lax.select_n),
     _row(jp.integer_pow_p, lax.integer_pow, "y"),

@@ -1,5 +1,8 @@
 """The `.jaxq` file: the plan as JSON in the header; its parameters by name, and what else the graph holds of arrays as
-"#0", "#1", ... Data only; nothing in it is ever run."""
+"#0", "#1", ... Data only, of which nothing is ever run, but for StableHLO (`stablehlo.py`).
+
+Schema 2 has StableHLO. Schema 1 is the same without it.
+"""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -12,7 +15,7 @@ from jaxq.files import FileKind
 from jaxq.plan import codec
 from jaxq.plan.plan import Plan
 
-PLAN_FILE = FileKind(key="jaxq", noun="plan", schema=1, error=PlanError)
+PLAN_FILE = FileKind(key="jaxq", noun="plan", schema=2, error=PlanError)
 
 
 def save(path: str | PathLike[str], plan: Plan, params: Mapping[str, Any]) -> None:
@@ -22,14 +25,17 @@ def save(path: str | PathLike[str], plan: Plan, params: Mapping[str, Any]) -> No
     PLAN_FILE.write(path, header, arrays)
 
 
-def load(path: str | PathLike[str]) -> tuple[Plan, dict[str, np.ndarray]]:
+def load(path: str | PathLike[str], trusted: bool = False) -> tuple[Plan, dict[str, np.ndarray]]:
     """The plan and its parameters.
 
     Raises:
-      PlanError: the file is missing, truncated, foreign, damaged, or from a newer jaxq; the message says which part.
+      PlanError: the file is missing, truncated, foreign, damaged, or from a newer jaxq; the message says which part. Or
+        it holds StableHLO, and who wrote it is not `trusted`.
     """
     header, arrays = PLAN_FILE.read(path)
     try:
-        return codec.decode_plan(header, arrays)
+        return codec.decode_plan(header, arrays, trusted)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
     except Exception as error:  # whatever it is that the header holds, it is no plan
         raise PlanError(f"{path}: the plan does not decode: {type(error).__name__}: {error}") from error

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import export as jax_export
 
-from jaxq.errors import UnsupportedError
+from jaxq.errors import PlanError, UnsupportedError
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
+from jaxq.plan import stablehlo
 from jaxq.plan.plan import Plan
 from jaxq.report import Summary, Tuning, rows
 from jaxq.trees import decode_tree, encode_tree
@@ -36,8 +38,14 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
     }
 
 
-def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays]:
-    """The plan and its parameters."""
+def decode_plan(header: Mapping[str, Any], arrays: Arrays, trusted: bool = False) -> tuple[Plan, Arrays]:
+    """The plan and its parameters; StableHLO in it only if who wrote it is `trusted`.
+
+    Raises:
+      PlanError: it holds StableHLO, and is not trusted.
+    """
+    if not trusted:
+        _refuse_stablehlo(header)
     decoder = _Decoder(arrays)
     graph = _check_shapes(verify(decoder.graph(header["graph"]), "quantized"))
     summary = _summary(decoder.value(header["summary"]), graph)
@@ -46,6 +54,18 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays) -> tuple[Plan, Arrays
         raise ValueError("the signature does not fit the graph")
     plan = Plan(graph, in_tree, out_tree, summary)
     return plan, graph.params
+
+
+def _refuse_stablehlo(value: Any, layer: str = "") -> None:
+    if isinstance(value, dict):
+        if "$stablehlo" in value:
+            raise PlanError(
+                f"layer {layer!r} is StableHLO, of a primitive that jaxq has no data for, and may harm the "
+                "process that reads it; if you trust who wrote the file: jaxq.load(path, trusted=True), or --trusted"
+            )
+        layer = value.get("name", layer)
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_stablehlo(item, layer)
 
 
 def _check_shapes(graph: Graph) -> Graph:
@@ -109,10 +129,7 @@ class _Encoder:
 
     def node(self, node: Node, index: Mapping[Node, int]) -> dict[str, Any]:
         if node.op == "opaque":
-            raise UnsupportedError(
-                f"layer {node.name!r}: the JAX primitive {node.attrs['primitive'].name!r} has no form that a file can "
-                "hold yet; the model runs, but cannot be saved"
-            )
+            node = stablehlo.portable(node)
         # A parameter's array is one of the file's by its name already.
         attrs = {} if node.op == "param" and node.name in self.arrays else dict(node.attrs)
         fields = {
@@ -148,6 +165,8 @@ class _Encoder:
             return {"$graph": self.graph(value)}
         if isinstance(value, Mapping):
             return {"$map": [[key, self.value(item)] for key, item in value.items()]}
+        if isinstance(value, jax_export.Exported):
+            return {"$stablehlo": self.value(stablehlo.to_bytes(value))}
         if isinstance(value, np.ndarray | np.generic | jax.Array):
             name = f"#{len(self.arrays)}"
             self.arrays[name] = np.asarray(value)
@@ -213,6 +232,8 @@ class _Decoder:
                 return {key: self.value(item) for key, item in data}
             case "$array":
                 return self.arrays[data]
+            case "$stablehlo":
+                return stablehlo.from_bytes(self.value(data))
         raise ValueError(f"unknown kind of value {kind!r}")
 
 

@@ -56,7 +56,7 @@ def test_files_that_cannot_be_read(command, files, capsys):
 
 
 def test_interrupted(files, monkeypatch, capsys):
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(artifact, "load", interrupt)

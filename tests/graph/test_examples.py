@@ -28,6 +28,7 @@ APART = {
     "embedding": lambda p, x: jnp.asarray(p["table"])[jnp.abs(x[..., 0]).astype(jnp.int32) % 9],
     "layout": lambda p, x: jnp.concatenate([x.transpose(0, 2, 1)[:, ::-1, 1:3], jnp.zeros((len(x), 6, 1))], -1),
     "features": lambda p, x: x[..., jnp.array([3, 1, 1])],
+    "frequencies": lambda p, x: jnp.fft.rfft2(x).real,
     "order": lambda p, x: lax.top_k(jnp.sort(jnp.cumsum(x, 1), 1), 2)[0],
     "broadcast": lambda p, x: jnp.broadcast_to(x[:, None], (len(x), 3, 5, 6)) + p["w"][0],
 }
@@ -38,6 +39,7 @@ MIXING = {
     "place": lambda p, x: x + jnp.arange(len(x), dtype=np.float32)[:, None, None],
     "sum over examples": lambda p, x: jnp.cumsum(x, 0),
     "sort": lambda p, x: jnp.sort(x, 0),
+    "frequencies": lambda p, x: jnp.fft.fftn(x).real,
     "products of examples": lambda p, x: x[:, 0] @ x[:, 0].T @ x[:, 0],
     "first": lambda p, x: x + x[0],
     "window": lambda p, x: lax.reduce_window(x, -jnp.inf, lax.max, (3, 1, 1), (1, 1, 1), "SAME"),
