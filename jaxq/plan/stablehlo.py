@@ -5,7 +5,7 @@ where it has a rule for both. It has no batching rule: a plan read from a file t
 
 This is the one part of a file that is no plain data. Its form holds no pickle, but who reads it must trust who wrote
 it: XLA compiles and runs it, and its parser crashes on bytes that were made to harm (of a thousand random changes some
-twenty end in a segmentation fault). An accident is found before, by the SHA-256 of the bytes.
+ten end in a segmentation fault). An accident is found before, by the SHA-256 of the bytes.
 """
 
 from typing import Any
