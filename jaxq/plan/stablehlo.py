@@ -8,15 +8,22 @@ it: XLA compiles and runs it, and its parser crashes on bytes that were made to 
 ten end in a segmentation fault). An accident is found before, by the SHA-256 of the bytes.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 from jax import export as jax_export
+from jax.extend import mlir
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
 
 from jaxq.errors import UnsupportedError
 from jaxq.graph.evaluate import reference
 from jaxq.graph.node import Node, bind
+
+# That of the oldest JAX that we support, so that each of them reads what any other wrote.
+_VERSION = "1.15.0"
 
 _PLATFORMS = (("cpu", "cuda"), ("cpu",), ("cuda",))
 
@@ -44,9 +51,19 @@ def _exported(node: Node, platforms: tuple[str, ...]) -> jax_export.Exported:
     batch: Any = jax_export.symbolic_shape("batch")[0]
     run = reference(node.replace(attrs=bind(node.attrs, batch)))
     avals = [bind(source.aval, batch) for source in node.inputs]
-    return jax_export.export(jax.jit(run), platforms=platforms)(
+    exported = jax_export.export(jax.jit(run), platforms=platforms)(
         *(jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals)
     )
+    with _context():
+        module = mlir.deserialize_portable_artifact(exported.mlir_module_serialized)
+        older = mlir.serialize_portable_artifact(module, _VERSION, use_mixed_serialization=True)
+    return dataclasses.replace(exported, mlir_module_serialized=older)
+
+
+def _context() -> ir.Context:
+    context = ir.Context()
+    stablehlo.register_dialect(context)
+    return context
 
 
 def to_bytes(exported: jax_export.Exported) -> np.ndarray:
@@ -55,5 +72,17 @@ def to_bytes(exported: jax_export.Exported) -> np.ndarray:
 
 
 def from_bytes(data: np.ndarray) -> jax_export.Exported:
-    """What `to_bytes` gave. Of other bytes anything may come, a crash of the process too."""
-    return jax_export.deserialize(bytearray(data.tobytes()))
+    """What `to_bytes` gave. Of other bytes anything may come, a crash of the process too.
+
+    Raises:
+      ValueError: a later StableHLO than this JAX reads.
+    """
+    exported = jax_export.deserialize(bytearray(data.tobytes()))
+    try:
+        with _context():
+            mlir.deserialize_portable_artifact(exported.mlir_module_serialized)
+    except Exception as error:
+        raise ValueError(
+            f"its StableHLO is later than this jax {jax.__version__} reads; install a newer one"
+        ) from error
+    return exported

@@ -85,16 +85,27 @@ def test_the_command_line(saved, capsys):
     assert main(["verify", "--trusted", path]) == 0
 
 
-def test_a_module_of_other_shapes(saved, tmp_path):
-    """The digests are right, and the module is one: it is refused since it does not fit the node."""
-    header, arrays = artifact.PLAN_FILE.read(saved[1])
+def with_module(path, to, change):
+    """The file with the module of eigh changed, its digests right."""
+    header, arrays = artifact.PLAN_FILE.read(path)
     header = {key: value for key, value in header.items() if key not in ("schema", "sha256")}
     (eigh,) = (item for item in header["graph"]["nodes"] if item["op"] == "stablehlo")
     ((_, module),) = (pair for pair in eigh["attrs"]["$map"] if pair[0] == "exported")
+    name = module["$stablehlo"]["$array"]
+    arrays[name] = np.frombuffer(change(arrays[name].tobytes()), np.uint8)
+    artifact.PLAN_FILE.write(to, header, arrays)
+
+
+def test_a_module_of_other_shapes(saved, tmp_path):
     other = jax.export.export(jax.jit(jnp.sin))(jax.ShapeDtypeStruct((2, 3), np.float32))
-    arrays[module["$stablehlo"]["$array"]] = np.frombuffer(bytes(other.serialize()), np.uint8)
-    artifact.PLAN_FILE.write(tmp_path / "net.jaxq", header, arrays)
+    with_module(saved[1], tmp_path / "net.jaxq", lambda _: bytes(other.serialize()))
     with pytest.raises(jaxq.PlanError, match="the plan does not decode: ValueError: .*2, 3"):
+        jaxq.load(tmp_path / "net.jaxq", trusted=True)
+
+
+def test_a_later_stablehlo(saved, tmp_path):
+    with_module(saved[1], tmp_path / "net.jaxq", lambda data: data.replace(b"StableHLO_v1.15.0", b"StableHLO_v9.15.0"))
+    with pytest.raises(jaxq.PlanError, match="its StableHLO is later than this jax .* reads; install a newer one"):
         jaxq.load(tmp_path / "net.jaxq", trusted=True)
 
 
