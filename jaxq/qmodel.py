@@ -1,5 +1,6 @@
 """The quantized model that a user holds: a plan with its parameters."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -28,13 +29,23 @@ class QuantizedModel:
     taken too, and gives a result without it.
 
     Attributes:
-      params: {parameter name: array}: int8 weights, multipliers, biases and what stayed in float.
+      params: {parameter name: array}: int8 weights, multipliers, biases and what stayed in float; a copy. `apply` takes
+        others.
       plan: what computes with them.
     """
 
     def __init__(self, params: Mapping[str, Any], plan: Plan) -> None:
-        self.params = dict(params)
+        self._params = dict(params)
         self.plan = plan
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return dict(self._params)
+
+    @functools.cached_property
+    def _flat(self) -> tuple[tuple[Any, ...], Any]:
+        leaves, tree = jax.tree.flatten(self._params)
+        return tuple(leaves), tree
 
     def __call__(self, *args: Any) -> Any:
         """The result, compiled by `jax.jit`.
@@ -42,7 +53,7 @@ class QuantizedModel:
         Raises:
           PlanError: the arguments have another structure, shape or dtype than the plan takes.
         """
-        return self.plan(self.params, *args)
+        return self.plan.call_flat(*self._flat, args)
 
     @property
     def apply(self) -> Callable[..., Any]:
@@ -60,7 +71,7 @@ class QuantizedModel:
           UnsupportedError: the function holds a primitive or a pytree type that a file cannot.
           PlanError: the file cannot be written.
         """
-        artifact.save(path, self.plan, self.params)
+        artifact.save(path, self.plan, self._params)
 
     def compile(self, batch_sizes: int | Sequence[int] = 1, *, device: jax.Device | None = None) -> CompiledModel:
         """The model compiled for these batch sizes, on `device` or JAX's first one: no call of the result compiles.
@@ -74,7 +85,7 @@ class QuantizedModel:
         Raises:
           UnsupportedError: batch sizes or a device that are none.
         """
-        return ahead.compile_plan(self.plan, self.params, batch_sizes, device)
+        return ahead.compile_plan(self.plan, self._params, batch_sizes, device)
 
     def export(
         self, batch_size: int | None = None, *, platforms: Sequence[str] = ("cpu", "cuda")
@@ -90,15 +101,15 @@ class QuantizedModel:
         Raises:
           UnsupportedError: a batch size that is none.
         """
-        return ahead.export_plan(self.plan, self.params, batch_size, platforms)
+        return ahead.export_plan(self.plan, self._params, batch_size, platforms)
 
     def tree_flatten(self) -> tuple[tuple[dict[str, Any]], Plan]:
-        return (self.params,), self.plan
+        return (self._params,), self.plan
 
     @classmethod
     def tree_unflatten(cls, plan: Plan, children: tuple[dict[str, Any]]) -> "QuantizedModel":
         model = object.__new__(cls)
-        model.params, model.plan = children[0], plan
+        model._params, model.plan = children[0], plan
         return model
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ A plan is static and hashes by identity; the weights are a pytree beside it, {pa
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,18 +52,35 @@ class Plan:
         Raises:
           PlanError: other parameters or arguments than the plan was made for.
         """
+        return self.call_flat(*jax.tree.flatten(params), args)
+
+    def call_flat(self, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...]) -> Any:
+        """`self(jax.tree.unflatten(tree, leaves), *args)`, for who calls with the same parameters again and again: to
+        flatten hundreds of them, packed ones among them, takes as long as some layers.
+
+        Raises:
+          PlanError: other parameters or arguments than the plan was made for.
+        """
         for leaf in jax.tree.leaves(args):
             _array("args", leaf)
-        return self._compiled(params, args)
+        return self._compiled(tree)(tuple(leaves), args)
 
     @functools.cached_property
     def gathered(self) -> Graph:
         """The graph as the backends run it (`backends.gather`)."""
         return backends.gather(self.graph)
 
+    def _compiled(self, tree: Any) -> Any:
+        """The jitted function of the leaves of parameters of this structure, and of the arguments."""
+        if tree not in self._jitted:
+            self._jitted[tree] = jax.jit(
+                lambda leaves, args: self.evaluate(jax.tree.unflatten(tree, leaves), args, backends.choose)
+            )
+        return self._jitted[tree]
+
     @functools.cached_property
-    def _compiled(self) -> Any:
-        return jax.jit(lambda params, args: self.evaluate(params, args, backends.choose))
+    def _jitted(self) -> dict[Any, Any]:
+        return {}
 
     def evaluate(self, params: Mapping[str, Any], args: tuple[Any, ...], lower: Lower | None = None) -> Any:
         """The function node by node as `lower` gives them; by their definition (the oracle) unless given.
