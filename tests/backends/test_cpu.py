@@ -243,7 +243,7 @@ def test_blocks_of_a_batch(small_cnn, monkeypatch, batch):
 
 
 def test_what_is_cut_into_blocks():
-    assert blocks.block_size(32, 1 << 20, threads=2) == 2
+    assert blocks.block_size(32, 1 << 20, threads=2) == 4
     assert blocks.block_size(8, 1, threads=2) == 4  # a block for each thread
     assert blocks.block_size(7, 1 << 30, threads=2) == 7  # unevenly, not at all
     assert blocks.block_size(15, 1 << 20, threads=2) == 1  # 15 blocks are nearly even
@@ -306,15 +306,15 @@ def test_many_threads(small_cnn):
 # Version, arena, helpers, blocks, number of steps, the step of the only result, operations.
 PROGRAMS = (
     [],
-    [3, 0, 0, 1, 1, 0, 0],
-    [2, 0, 0, 1, 1, 0, 1],
-    [2, 0, 0, 1, 1, 0, 1, 99],
-    [2, 64, 0, 1, 1, 0, 1, 7, 5, 5, 9, 0],
-    [2, 0, 0, 0, 1, 0, 0],
-    [2, 0, 0, 1, 2, 0, 0, 0],
-    [2, 0, 0, 1, 2**40, 0],
-    [2, 0, 0, 2, 1, 3, 0],
-    [2, 0, 0, 2, 1, -1, 0],
+    [program.VERSION + 1, 0, 0, 1, 1, 0, 0],
+    [program.VERSION, 0, 0, 1, 1, 0, 1],
+    [program.VERSION, 0, 0, 1, 1, 0, 1, 99],
+    [program.VERSION, 64, 0, 1, 1, 0, 1, 7, 5, 5, 9, 0],
+    [program.VERSION, 0, 0, 0, 1, 0, 0],
+    [program.VERSION, 0, 0, 1, 2, 0, 0, 0],
+    [program.VERSION, 0, 0, 1, 2**40, 0],
+    [program.VERSION, 0, 0, 2, 1, 3, 0],
+    [program.VERSION, 0, 0, 2, 1, -1, 0],
 )
 
 

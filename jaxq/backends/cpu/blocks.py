@@ -8,7 +8,7 @@ from jaxq.graph.examples import keeps_apart
 from jaxq.graph.node import Graph
 
 # The values inside a block, in bytes: a core's part of the caches.
-_ROOM = 2 << 20
+_ROOM = 6 << 20
 
 
 def batch_of(unbound: Graph, body: Graph) -> int:

@@ -76,11 +76,13 @@ class Form:
         return Form(shape, 1 if depthwise else groups, depthwise)
 
     @property
-    def matrices(self) -> tuple[int, int, int]:
-        """Groups, output channels of a group N, and depth K."""
+    def matrices(self) -> tuple[int, int, int, int]:
+        """Groups, output channels of a group N, and the depth as lines of the kernel times values of a line."""
         if len(self.shape) == 2:
-            return 1, *self.shape
-        return self.groups, self.shape[-1] // self.groups, prod(self.shape[:-1])
+            n, k = self.shape
+            return 1, n, 1, k
+        lines = self._kernel[0]
+        return self.groups, self.shape[-1] // self.groups, lines, prod(self.shape[:-1]) // lines
 
     @property
     def size(self) -> int:
@@ -88,12 +90,12 @@ class Form:
         if self.depthwise:
             height, width = self._kernel
             return _up(self.shape[-1], LANES) * 4 * (width * _up(height, 4) // 4 + 1)
-        groups, n, k = self.matrices
-        return groups * _up(n, BLOCK) // BLOCK * (_up(k, DEPTH) * BLOCK + BLOCK * 4)
+        groups, n, lines, line = self.matrices
+        return groups * _up(n, BLOCK) // BLOCK * (_up(lines * _up(line, 4), DEPTH) * BLOCK + BLOCK * 4)
 
     @property
     def _kernel(self) -> tuple[int, int]:
-        """Height and width of a depthwise kernel of one or two spatial axes."""
+        """Height and width of a kernel of one or two spatial axes."""
         height, width = (1, *self.shape[:-2])[-2:]
         return height, width
 
@@ -113,24 +115,28 @@ class Form:
             lines = xp.transpose(blocks, (0, 1, 3, 2, 4, 5)).reshape(len(blocks), width, -1, LANES, 4)
             rows = xp.transpose(lines, (2, 4, 1, 0, 3)).reshape(_up(height, 4), width, -1)
             return rows[:height, :, : self.shape[-1]].reshape(self.shape)
-        groups, n, k = self.matrices
+        groups, n, lines, line = self.matrices
         blocks = data.reshape(groups, _up(n, BLOCK) // BLOCK, -1)[:, :, : -BLOCK * 4]
-        lines = blocks.reshape(groups, -1, _up(k, DEPTH) // 4, BLOCK, 4)
-        matrices = xp.transpose(lines, (0, 1, 3, 2, 4)).reshape(groups, _up(n, BLOCK), _up(k, DEPTH))[:, :n, :k]
+        quads = xp.transpose(blocks.reshape(groups, blocks.shape[1], -1, BLOCK, 4), (0, 1, 3, 2, 4))
+        matrices = quads.reshape(groups, _up(n, BLOCK), -1)[:, :n, : lines * _up(line, 4)]
+        matrices = matrices.reshape(groups, n, lines, -1)[..., :line].reshape(groups, n, -1)
         if len(self.shape) == 2:
             return matrices[0]
         return xp.transpose(matrices, (2, 0, 1)).reshape(self.shape)
 
     def _pack_matrices(self, xp: Any, weight: Any) -> Any:
-        groups, n, k = self.matrices
+        groups, n, lines, line = self.matrices
         is_dot = len(self.shape) == 2
-        matrices = weight[None] if is_dot else xp.transpose(weight.reshape(k, groups, n), (1, 2, 0))
-        matrices = xp.pad(matrices, ((0, 0), (0, -n % BLOCK), (0, -k % DEPTH)))
-        blocks = _up(n, BLOCK) // BLOCK
-        lines = matrices.reshape(groups, blocks, BLOCK, -1, 4)
-        lines = xp.transpose(lines, (0, 1, 3, 2, 4)).reshape(groups, blocks, -1)
+        matrices = weight[None] if is_dot else xp.transpose(weight.reshape(-1, groups, n), (1, 2, 0))
+        matrices = xp.pad(matrices.reshape(groups, n, lines, line), ((0, 0), (0, -n % BLOCK), (0, 0), (0, -line % 4)))
+        matrices = matrices.reshape(groups, matrices.shape[1], -1)
+        matrices = xp.pad(matrices, ((0, 0), (0, 0), (0, -matrices.shape[2] % DEPTH)))
+        blocks = matrices.shape[1] // BLOCK
+        quads = xp.transpose(matrices.reshape(groups, blocks, BLOCK, -1, 4), (0, 1, 3, 2, 4)).reshape(
+            groups, blocks, -1
+        )
         sums = _bytes(xp, matrices.sum(-1, dtype=np.int32)).reshape(groups, blocks, -1)
-        return xp.concatenate([lines, sums], axis=-1).reshape(-1)
+        return xp.concatenate([quads, sums], axis=-1).reshape(-1)
 
     def _pack_depthwise(self, xp: Any, weight: Any) -> Any:
         height, width = self._kernel

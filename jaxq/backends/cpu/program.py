@@ -23,7 +23,7 @@ from jaxq.backends.cpu.values import Field, Values
 from jaxq.backends.cpu.views import Broadcast, View
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 2
+VERSION = 3
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.

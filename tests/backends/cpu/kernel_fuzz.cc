@@ -218,8 +218,13 @@ bool fuzz_gemm(Input& in) {
     const bool is_signed = dtype == DType::s8, takes = is_signed ? kernels.takes_signed : kernels.takes_unsigned;
     for (int64_t i = 0; i < a.size; ++i) flipped.data[i] = a.data[i] ^ (takes ? 0 : 0x80);
     const Epilogue e = finish.to(out);
-    kernels.gemm({flipped.data.get(), lda, is_signed == takes, takes ? 0 : is_signed ? -1 : 1,
-                  packed.data.get() + begin / kBlock * packed_block(k), k, rows, 0, begin, n - begin, &e});
+    const uint8_t* line = flipped.data.get();
+    Gemm g = {};
+    g.lines = &line, g.width = rows, g.lda = lda, g.runs = 1, g.run = k;
+    g.a_signed = is_signed == takes, g.correction = takes ? 0 : is_signed ? -1 : 1;
+    g.b = packed.data.get() + begin / kBlock * packed_block(k), g.blocks = (n - begin + kBlock - 1) / kBlock;
+    g.rows = rows, g.first_channel = begin, g.channels = n - begin, g.epilogue = &e;
+    kernels.gemm(g);
   });
 }
 
@@ -264,11 +269,23 @@ struct Image {
 bool fuzz_patches(Input& in) {
   const Image image(in, false);
   const int64_t skipped = in.number(0, image.w.channels - 1), channels = in.number(1, image.w.channels - skipped);
-  const int64_t k = image.w.kernel_h * image.w.kernel_w * channels, lda = k + in.number(0, 9);
+  const int64_t k = depth_of(image.w.kernel_h, image.w.kernel_w * channels), lda = k + in.number(0, 9);
   const int64_t first = in.number(0, image.rows()), last = std::min(image.rows(), first + in.number(0, 30));
   const uint8_t flip = in.byte();
   return agree(last > first ? (last - first - 1) * lda + k : 0, {DType::u8, true}, in, [&](const Kernels& kernels, uint8_t* out) {
     kernels.patches({&image.w, skipped, channels, flip, out, lda}, first, last);
+  });
+}
+
+bool fuzz_band(Input& in) {
+  const Image image(in, false);
+  const int64_t skipped = in.number(0, image.w.channels - 1), channels = in.number(1, image.w.channels - skipped);
+  const int64_t left = in.number(0, 9) - 5, columns = in.number(1, image.w.width + 9);
+  const int64_t first = in.number(0, image.w.height + 5) - 5, last = first + in.number(0, image.w.height + 5);
+  const int64_t number = in.number(0, image.images - 1);
+  const uint8_t flip = in.byte();
+  return agree((last - first) * columns * channels, {DType::u8, true}, in, [&](const Kernels& kernels, uint8_t* out) {
+    kernels.band({&image.w, skipped, channels, flip, out, left, columns}, number, first, last);
   });
 }
 
@@ -413,7 +430,7 @@ bool fuzz_layer_norm(Input& in) {
   return right || !lines.tame() || scales || biases || lines.r.out_dtype == DType::f32;  // differences of large values
 }
 
-constexpr bool (*kFuzzed[])(Input&) = {fuzz_gemm,     fuzz_patches, fuzz_depthwise, fuzz_max_pool,   fuzz_sum_pool,
+constexpr bool (*kFuzzed[])(Input&) = {fuzz_gemm, fuzz_patches, fuzz_band, fuzz_depthwise, fuzz_max_pool,   fuzz_sum_pool,
                                        fuzz_elementwise, fuzz_sum,  fuzz_table,     fuzz_quantize,   fuzz_dequantize,
                                        fuzz_softmax,  fuzz_layer_norm};
 

@@ -243,17 +243,50 @@ void in_parts(int64_t n, const std::function<void(int64_t, int64_t)>& run) {
 bool takes(DType dtype) { return dtype == DType::s8 ? kernels->takes_signed : kernels->takes_unsigned; }
 int correction_of(DType dtype) { return takes(dtype) ? 0 : dtype == DType::s8 ? -1 : 1; }
 
+void test_pack() {
+  const int64_t n = some_channels(), k = chance(0.5) ? between(1, 300) : one_of<int64_t>({64, 128, 256});
+  // (N, K), its transpose, or neither.
+  const bool turned = chance(0.5);
+  const int64_t apart = chance(0.7) ? 1 : between(2, 3), stride = (turned ? 1 : k) * apart, step = (turned ? n : 1) * apart;
+  Buffer<uint8_t> w((n - 1) * stride + (k - 1) * step + 1), packed(packed_size(n, k));
+  fill_random(w.bytes(), w.size);
+  fill_random(packed.bytes(), packed.size);
+  Bytes expected(static_cast<size_t>(packed.size));
+  for (int64_t c = 0; c < n; ++c) {
+    uint8_t* block = expected.data() + c / kBlock * packed_block(k);
+    int32_t sum = 0;
+    for (int64_t i = 0; i < k; ++i) {
+      const uint8_t byte = w[c * stride + i * step];
+      block[(i / 4 * kBlock + c % kBlock) * 4 + i % 4] = byte;
+      sum += static_cast<int8_t>(byte);
+    }
+    reinterpret_cast<int32_t*>(block + packed_block(k) - 4 * kBlock)[c % kBlock] = 128 * sum;
+  }
+  kernels->pack(reinterpret_cast<const int8_t*>(w.memory), stride, step, n, k, packed.memory);
+  for (int64_t i = 0; i < packed.size; ++i) digest = (digest ^ packed[i]) * 0x100000001B3u;  // one form for all
+  check(same(expected, packed), "pack " + std::to_string(n) + " x " + std::to_string(k));
+}
+
 void test_gemm() {
-  const int64_t m = between(1, 40), n = some_channels(), k = chance(0.5) ? between(1, 300) : one_of<int64_t>({64, 128, 256});
+  const bool takes_runs = kernels->takes_runs;
+  const int64_t m = between(1, 40), n = some_channels(), run = chance(0.5) ? between(1, 300) : one_of<int64_t>({64, 128, 256});
+  const int64_t runs = takes_runs ? between(1, 3) : 1, width = takes_runs ? between(1, m) : m, lines = (m - 1) / width + 1;
+  const int64_t lda = takes_runs && chance(0.5) ? between(1, run) : run + between(0, 9), step = between(0, run + 9);
+  const int64_t pitch = between(0, width * lda), k = runs * run, depth = depth_of(runs, run);
   const DType dtype = some_bytes();
-  Buffer<uint8_t> w(n * k), packed(packed_size(n, k));
+  Buffer<uint8_t> w(n * k), spread(n * depth), packed(packed_size(n, takes_runs ? depth : k));
   fill_random(w.bytes(), w.size);
   const int8_t* weight = reinterpret_cast<const int8_t*>(w.memory);
-  // (N, K), or its transpose.
-  const bool turned = chance(0.5);
-  kernels->pack(weight, turned ? 1 : k, turned ? n : 1, n, k, packed.memory);
-  auto weight_at = [&](int64_t c, int64_t i) { return static_cast<int32_t>(turned ? weight[i * n + c] : weight[c * k + i]); };
-  const int64_t lda = chance(0.5) ? k : k + between(0, 9), readable = (m - 1) * lda + round_up(k, kDepth);
+  for (int64_t i = 0; i < n * depth; ++i) {
+    const int64_t c = i / depth, r = i % depth / round_up(run, 4), at = i % round_up(run, 4);
+    spread[i] = at < run ? w[c * k + r * run + at] : 0;
+  }
+  if (takes_runs) {
+    kernels->pack(reinterpret_cast<const int8_t*>(spread.memory), depth, 1, n, depth, packed.memory);
+  } else {
+    kernels->pack(weight, k, 1, n, k, packed.memory);
+  }
+  const int64_t readable = (lines - 1) * pitch + (width - 1) * lda + (runs - 1) * step + round_up(run, takes_runs ? 4 : kDepth);
   Buffer<uint8_t> a(readable), flipped(readable);
   fill_random(a.bytes(), a.size);
   const bool flips = !takes(dtype);
@@ -262,24 +295,33 @@ void test_gemm() {
   kernels->enter();
   in_parts(m, [&](int64_t first, int64_t last) {
     const int64_t channel = between(0, (n - 1) / kBlock) * kBlock;
+    std::vector<const uint8_t*> starts;
+    for (int64_t line = first / width; line <= (last - 1) / width; ++line) starts.push_back(flipped.memory + line * pitch);
     for (int half = 0; half < 2; ++half) {
       const int64_t begin = half ? channel : 0, end = half ? n : channel;
       if (begin == end) continue;
-      kernels->gemm({flipped.memory + first * lda, lda, takes(DType::s8) && (flips || dtype == DType::s8),
-                    correction_of(dtype), packed.memory + begin / kBlock * packed_block(k), k, last - first, first,
-                    begin, end - begin, &c.e});
+      Gemm g = {};
+      g.lines = starts.data();
+      g.width = width, g.column = first % width, g.lda = lda, g.runs = runs, g.run = run, g.step = step;
+      g.a_signed = takes(DType::s8) && (flips || dtype == DType::s8);
+      g.correction = correction_of(dtype);
+      g.b = packed.memory + begin / kBlock * packed_block(takes_runs ? depth : k);
+      g.blocks = (n - begin + kBlock - 1) / kBlock;
+      g.rows = last - first, g.first_row = first, g.first_channel = begin, g.channels = end - begin;
+      g.epilogue = &c.e;
+      kernels->gemm(g);
     }
   });
   kernels->leave();
   for (int64_t r = 0; r < m; ++r) {
+    const uint8_t* row = a.memory + r / width * pitch + r % width * lda;
     for (int64_t j = 0; j < n; ++j) {
       int32_t acc = 0;
-      for (int64_t i = 0; i < k; ++i) acc += value(&a[r * lda + i], dtype) * weight_at(j, i);
+      for (int64_t i = 0; i < k; ++i) acc += value(row + i / run * step + i % run, dtype) * weight[j * k + i];
       c.expect(r, j, acc);
     }
   }
-  for (int64_t i = 0; i < packed.size; ++i) digest = (digest ^ packed[i]) * 0x100000001B3u;  // one form for all
-  check(c.right(), "gemm k " + std::to_string(k) + c.describe());
+  check(c.right(), "gemm " + std::to_string(runs) + " runs of " + std::to_string(run) + c.describe());
 }
 
 struct Image {
@@ -350,7 +392,7 @@ struct Image {
 void test_patches() {
   Image image(between(1, 4), between(1, 4), false);
   const int64_t first_channel = between(0, image.w.channels - 1), channels = between(1, image.w.channels - first_channel);
-  const int64_t k = image.w.kernel_h * image.w.kernel_w * channels, lda = chance(0.5) ? k : k + between(0, 9);
+  const int64_t run = image.w.kernel_w * channels, k = depth_of(image.w.kernel_h, run), lda = k + (chance(0.5) ? between(0, 9) : 0);
   const uint8_t flip = chance(0.5) ? 0x80 : 0;
   const int64_t first = between(0, image.rows() - 1), last = between(first + 1, image.rows());
   Buffer<uint8_t> out((last - first - 1) * lda + k);
@@ -358,12 +400,39 @@ void test_patches() {
   Bytes expected(out.memory, out.memory + out.size);
   kernels->patches({&image.w, first_channel, channels, flip, out.memory, lda}, first, last);
   for (int64_t row = first; row < last; ++row) {
+    for (int64_t i = 0; i < k; ++i) {
+      if (i % round_up(run, 4) >= run) expected[static_cast<size_t>((row - first) * lda + i)] = 0;
+    }
     image.taps(row, [&](int64_t i, int64_t j, const uint8_t* pixel) {
-      uint8_t* to = expected.data() + (row - first) * lda + (i * image.w.kernel_w + j) * channels;
+      uint8_t* to = expected.data() + (row - first) * lda + i * round_up(run, 4) + j * channels;
       for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<uint8_t>((pixel ? pixel[first_channel + c] : 0) ^ flip);
     });
   }
   check(same(expected, out), "patches" + image.describe());
+}
+
+void test_band() {
+  const Image image(between(1, 3), between(1, 3), false);
+  const Window& w = image.w;
+  const int64_t first_channel = between(0, w.channels - 1), channels = between(1, w.channels - first_channel);
+  const int64_t left = chance(0.3) ? 0 : between(0, 9) - 5, columns = left == 0 && chance(0.5) ? w.width : between(1, w.width + 9);
+  const int64_t first = chance(0.3) ? 0 : between(0, w.height + 5) - 5, last = first + between(1, w.height + 5);
+  const int64_t number = between(0, image.images - 1);
+  const uint8_t flip = chance(0.5) ? 0x80 : 0;
+  Buffer<uint8_t> out((last - first) * columns * channels);
+  fill_random(out.bytes(), out.size);
+  Bytes expected;
+  for (int64_t y = first; y < last; ++y) {
+    for (int64_t x = left; x < left + columns; ++x) {
+      const bool inside = y >= 0 && y < w.height && x >= 0 && x < w.width;
+      for (int64_t c = first_channel; c < first_channel + channels; ++c) {
+        const uint8_t byte = inside ? w.x[((number * w.height + y) * w.width + x) * w.stride + c] : 0;
+        expected.push_back(static_cast<uint8_t>(byte ^ flip));
+      }
+    }
+  }
+  kernels->band({&w, first_channel, channels, flip, out.memory, left, columns}, number, first, last);
+  check(same(expected, out), "band" + image.describe());
 }
 
 void test_depthwise() {
@@ -734,8 +803,12 @@ void bench() {
       time(name, static_cast<double>(2 * m * n * k), "GOP/s", [&] {
         const int64_t rows = std::max<int64_t>(1, 65536 / k);
         for (int64_t row = 0; row < m; row += rows) {
-          kernels->gemm({a.memory + row * k, k, kernels->takes_signed, kernels->takes_signed ? 0 : -1, b.memory, k,
-                        std::min(rows, m - row), row, 0, n, &p.e});
+          const uint8_t* line = a.memory + row * k;
+          Gemm g = {};
+          g.lines = &line, g.width = g.rows = std::min(rows, m - row), g.lda = k, g.runs = 1, g.run = k;
+          g.a_signed = kernels->takes_signed, g.correction = kernels->takes_signed ? 0 : -1;
+          g.b = b.memory, g.blocks = (n + kBlock - 1) / kBlock, g.first_row = row, g.channels = n, g.epilogue = &p.e;
+          kernels->gemm(g);
         }
       });
     }
@@ -832,7 +905,7 @@ int run(int argc, char** argv) {
       seed = static_cast<uint64_t>(std::atoll(argv[i]));
     }
   }
-  void (*const tests[])() = {test_gemm,     test_patches, test_depthwise, test_depthwise,  test_max_pool, test_sum_pool,
+  void (*const tests[])() = {test_pack, test_gemm, test_gemm, test_patches, test_band, test_depthwise, test_depthwise,  test_max_pool, test_sum_pool,
                              test_elementwise, test_sum,  test_table,     test_quantize,   test_dequantize,
                              test_softmax,  test_layer_norm};
   const char* rounds = std::getenv("ROUNDS");

@@ -75,8 +75,9 @@ class Arena {
   Block block_;
 };
 
-// A thread's own memory for a task's rows; valid until the thread asks again.
-inline uint8_t* thread_scratch(int64_t size) {
+// A thread's own memory for a task, of that number; valid until the thread asks for that number again.
+template <int number = 0>
+uint8_t* thread_scratch(int64_t size) {
   thread_local Block block;
   if (block.size() < size) block = Block(size);
   return block.data();

@@ -18,9 +18,8 @@ struct Anything {
 // behind. A helper may come when the work is done: `place` outlives the call.
 template <typename Place, typename Work>
 void with_team(xla::ffi::ThreadPool& pool, int64_t threads, const Place& place, const Work& work) {
-  auto team = std::make_shared<Team>();
+  auto team = std::make_shared<Team>(threads);
   for (int64_t i = 1; i < threads; ++i) {
-    team->expect_helpers();
     pool.Schedule([team, &place] {
       place.enter();
       team->help();

@@ -20,22 +20,27 @@ inline float one_as_float(const uint8_t* p, DType dtype) {
   return *reinterpret_cast<const float*>(p);
 }
 
+// Where the residual of an output row lies, where there is one.
 inline const uint8_t* residual_row(const Epilogue& e, int64_t row) {
-  if (e.residual_repeat != 1) row /= e.residual_repeat;
-  if (row >= e.residual_period) row %= e.residual_period;
-  return e.residual + row * e.residual_stride;
+  if (e.residual_period == 1) return e.residual;
+  if (e.residual_repeat == 1 && row < e.residual_period) return e.residual + row * e.residual_stride;
+  return e.residual + row / e.residual_repeat % e.residual_period * e.residual_stride;
 }
 
-// Channels [at, at + n) of the residual's row, n <= kLanes.
-inline F32 residual_of(const Epilogue& e, int64_t row, int64_t at, int64_t n) {
-  const uint8_t* p = residual_row(e, row);
+// Channels [at, at + n) of the residual's row p, n <= kLanes.
+inline F32 residual_of(const Epilogue& e, const uint8_t* p, int64_t at, int64_t n) {
   if (!e.residual_step) return all(one_as_float(p, e.residual_dtype));
   if (e.residual_dtype == DType::s8) return to_float(widen_s8(p + at, n));
   if (e.residual_dtype == DType::u8) return to_float(widen_u8(p + at, n));
   return load(reinterpret_cast<const float*>(p) + at, n);
 }
 
-enum class Residual { none, s8, u8, other };
+enum class Residual { none, bytes, other };
+
+inline Residual residual_kind(const Epilogue& e) {
+  if (!e.residual) return Residual::none;
+  return e.residual_step && e.residual_dtype != DType::f32 ? Residual::bytes : Residual::other;
+}
 
 // n <= kLanes bytes, exactly so many if kFull.
 template <bool kFull>
@@ -54,141 +59,270 @@ struct InMemory {
   }
 };
 
-// kVectors vectors of channels (c of the source's, channel + c of the output's), of 4 / kVectors rows at a time.
+// n <= kWidth channels, c of the source's and `at` of the output's: what all their rows share, loaded once.
+struct Channels {
+  int64_t c, at, n;
+  int vectors;  // of a row; 4 / vectors rows are finished at once
+  bool is_signed, bounded;
+  alignas(64) float multiplier[kWidth];
+  alignas(64) float bias[kWidth];
+  I32 least, most;  // the bounds as bytes, of the rows beside one another
+
+  Channels() = default;
+  Channels(const Epilogue& e, int64_t c, int64_t at, int64_t n) : c(c), at(at), n(n), vectors(vectors_of(n)), is_signed(jaxq::JAXQ_ISA::is_signed(e)) {
+    const auto one = [&](const float* from, int v) {
+      const int64_t rest = n - v * kLanes;
+      return rest >= kLanes ? load(from + at + v * kLanes) : rest > 0 ? load(from + at + v * kLanes, rest) : all(0.0f);
+    };
+    F32 greatest = all(0.0f);
+    for (int v = 0; v < vectors; ++v) {
+      const F32 m = one(e.multiplier, v), b = one(e.bias, v);
+      store(multiplier + v * kLanes, m);
+      store(bias + v * kLanes, b);
+      greatest = max(greatest, add(mul(magnitude(m), all(2147483648.0f)), magnitude(b)));
+    }
+    const float residual = e.residual ? 255 * __builtin_fabsf(e.residual_multiplier) : 0;
+    bounded = largest(greatest) + residual <= kLargest;
+    I32 lo[4], hi[4];
+    for (int i = 0; i < 4; ++i) {
+      lo[i] = round(one(e.lo, i % vectors));
+      hi[i] = round(one(e.hi, i % vectors));
+    }
+    least = to_bytes(lo);
+    most = to_bytes(hi);
+  }
+
+  I32 to_bytes(const I32* q) const {
+    return in_order(is_signed ? quads_to_s8(q[0], q[1], q[2], q[3]) : quads_to_u8(q[0], q[1], q[2], q[3]));
+  }
+  I32 clipped(I32 bytes) const {
+    return is_signed ? min_s8(max_s8(bytes, least), most) : min_u8(max_u8(bytes, least), most);
+  }
+
+ private:
+  static F32 magnitude(F32 x) { return max(x, sub(all(0.0f), x)); }
+  // So few that they hold n channels, and a block of the matrix product.
+  static int vectors_of(int64_t n) {
+    constexpr int kOfBlock = static_cast<int>(kBlock / kLanes);
+    return n > 2 * kLanes ? 4 : n > kLanes && kOfBlock < 2 ? 2 : kOfBlock;
+  }
+};
+
+// Vector v of a row's channels, `count` of them, before it is rounded to bytes; p: the row of the residual.
+template <Residual residual, bool kFull>
+JAXQ_INLINE inline F32 finished(I32 acc, const Epilogue& e, const Channels& channels, const uint8_t* p, int v, int64_t count) {
+  const F32 y = add(mul(to_float(acc), load(channels.multiplier + v * kLanes)), load(channels.bias + v * kLanes));
+  if constexpr (residual == Residual::none) return y;
+  const int64_t at = channels.at + v * kLanes;
+  const F32 x = residual == Residual::bytes ? to_float(widened<kFull>(p + at, e.residual_dtype, count)) : residual_of(e, p, at, count);
+  return add(y, mul(x, all(e.residual_multiplier)));
+}
+
+// The rows from `row` on, 4 / kVectors at a time; n fills its vectors if kFull.
 template <Residual residual, int kVectors, bool kFull, class Source>
-void finish_bytes(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t c,
-                  int64_t n) {
+void finish_bytes(const Source& source, const Epilogue& e, const Channels& channels, int64_t row, int64_t rows) {
   constexpr int kRows = 4 / kVectors;
-  const int64_t at = channel + c;
-  F32 multiplier[kVectors], bias[kVectors];
-  I32 lo[4], hi[4];
   int64_t counts[kVectors];
   JAXQ_UNROLL
   for (int v = 0; v < kVectors; ++v) {
-    const int64_t rest = n - v * kLanes;
+    const int64_t rest = channels.n - v * kLanes;
     counts[v] = kFull || rest > kLanes ? kLanes : rest < 0 ? 0 : rest;
-    const int64_t from = counts[v] ? at + v * kLanes : at;
-    multiplier[v] = load(e.multiplier + from, counts[v]);
-    bias[v] = load(e.bias + from, counts[v]);
-    JAXQ_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      lo[i * kVectors + v] = round(load(e.lo + from, counts[v]));
-      hi[i * kVectors + v] = round(load(e.hi + from, counts[v]));
-    }
   }
-  const bool s8 = is_signed(e);
-  const I32 least = in_order(s8 ? quads_to_s8(lo[0], lo[1], lo[2], lo[3]) : quads_to_u8(lo[0], lo[1], lo[2], lo[3]));
-  const I32 most = in_order(s8 ? quads_to_s8(hi[0], hi[1], hi[2], hi[3]) : quads_to_u8(hi[0], hi[1], hi[2], hi[3]));
-  const F32 factor = all(e.residual_multiplier), largest = all(kLargest);
+  const F32 largest = all(kLargest);
   for (int64_t r = 0; r < rows; r += kRows) {
-    I32 q[4];
+    F32 y[4];
     uint8_t* out[kRows];
     JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) {
       const int64_t this_row = r + i < rows ? r + i : rows - 1;  // the last one again
-      out[i] = e.out + (row + this_row) * e.out_stride + at;
+      out[i] = e.out + (row + this_row) * e.out_stride + channels.at;
+      const uint8_t* p = residual == Residual::none ? nullptr : residual_row(e, row + this_row);
       JAXQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
-        const int64_t count = kFull ? kLanes : counts[v];
-        F32 y = add(mul(to_float(source.template get<kFull>(this_row, c + v * kLanes, count)), multiplier[v]), bias[v]);
-        if constexpr (residual == Residual::other) {
-          y = add(y, mul(residual_of(e, row + this_row, at + v * kLanes, count), factor));
-        } else if constexpr (residual != Residual::none) {
-          const uint8_t* p = residual_row(e, row + this_row) + at + v * kLanes;
-          y = add(y, mul(to_float(widened<kFull>(p, residual == Residual::s8 ? DType::s8 : DType::u8, count)), factor));
-        }
-        q[i * kVectors + v] = round(min(y, largest));
+        const I32 acc = source.template get<kFull>(this_row, channels.c + v * kLanes, counts[v]);
+        y[i * kVectors + v] = finished<residual, kFull>(acc, e, channels, p, v, counts[v]);
       }
     }
-    const I32 bytes = s8 ? min_s8(max_s8(in_order(quads_to_s8(q[0], q[1], q[2], q[3])), least), most)
-                         : min_u8(max_u8(in_order(quads_to_u8(q[0], q[1], q[2], q[3])), least), most);
-    store_parts<kRows>(out, bytes, kFull ? kVectors * kLanes : n);
-  }
-}
-
-template <int kVectors, bool kFull, class Source>
-void finish_with_residual(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel,
-                          int64_t c, int64_t n) {
-  if (!e.residual) {
-    finish_bytes<Residual::none, kVectors, kFull>(source, e, row, rows, channel, c, n);
-  } else if (e.residual_step && e.residual_dtype == DType::s8) {
-    finish_bytes<Residual::s8, kVectors, kFull>(source, e, row, rows, channel, c, n);
-  } else if (e.residual_step && e.residual_dtype == DType::u8) {
-    finish_bytes<Residual::u8, kVectors, kFull>(source, e, row, rows, channel, c, n);
-  } else {
-    finish_bytes<Residual::other, kVectors, kFull>(source, e, row, rows, channel, c, n);
+    if (!channels.bounded) {
+      JAXQ_UNROLL
+      for (int i = 0; i < 4; ++i) y[i] = min(y[i], largest);
+    }
+    const I32 q[4] = {round(y[0]), round(y[1]), round(y[2]), round(y[3])};
+    store_parts<kRows>(out, channels.clipped(channels.to_bytes(q)), kFull ? kVectors * kLanes : channels.n);
   }
 }
 
 template <class Source>
-void finish_floats(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
-  for (int64_t c = 0; c < n; c += kLanes) {
-    const int64_t at = channel + c, count = n - c < kLanes ? n - c : kLanes;
-    const F32 multiplier = load(e.multiplier + at, count), bias = load(e.bias + at, count);
-    const F32 lo = load(e.lo + at, count), hi = load(e.hi + at, count), factor = all(e.residual_multiplier);
-    const F32 least = all(-FLT_MAX), largest = all(FLT_MAX);
-    const auto product = [&](F32 a, F32 b) { return min(largest, max(least, mul(a, b))); };
-    for (int64_t r = 0; r < rows; ++r) {
-      F32 y = add(product(to_float(source.template get<false>(r, c, count)), multiplier), bias);
-      if (e.residual) y = add(y, product(residual_of(e, row + r, at, count), factor));
-      y = min(hi, max(lo, y));  // NaN stays
-      store(reinterpret_cast<float*>(e.out + (row + r) * e.out_stride) + at, y, count);
+using Finish = void (*)(const Source&, const Epilogue&, const Channels&, int64_t row, int64_t rows);
+
+template <int kVectors, bool kFull, class Source>
+Finish<Source> finish_with_residual(const Epilogue& e) {
+  switch (residual_kind(e)) {
+    case Residual::none: return finish_bytes<Residual::none, kVectors, kFull, Source>;
+    case Residual::bytes: return finish_bytes<Residual::bytes, kVectors, kFull, Source>;
+    default: return finish_bytes<Residual::other, kVectors, kFull, Source>;
+  }
+}
+
+// The function that finishes rows of those channels.
+template <class Source>
+Finish<Source> finish_of(const Epilogue& e, const Channels& channels) {
+  const bool full = channels.n == channels.vectors * kLanes;
+  if constexpr (kLanes == 16) {
+    if (channels.vectors == 1) return full ? finish_with_residual<1, true, Source>(e) : finish_with_residual<1, false, Source>(e);
+  }
+  if constexpr (kLanes >= 8) {
+    if (channels.vectors == 2) return full ? finish_with_residual<2, true, Source>(e) : finish_with_residual<2, false, Source>(e);
+  }
+  return full ? finish_with_residual<4, true, Source>(e) : finish_with_residual<4, false, Source>(e);
+}
+
+// What can be left out where the output is floats.
+struct Floats {
+  bool bounded = true;   // no product with an accumulator is beyond the finite floats
+  bool clipped = false;  // some channel has a bound
+
+  Floats(const Epilogue& e, int64_t channel, int64_t n) {
+    for (int64_t c = channel; c < channel + n; ++c) {
+      bounded = bounded && __builtin_fabsf(e.multiplier[c]) <= FLT_MAX / 4294967296.0f;
+      clipped = clipped || e.lo[c] != -__builtin_inff() || e.hi[c] != __builtin_inff();
     }
   }
+};
+
+// Channels [at, at + count) of one row, a whole vector if kFull; p: the row of the residual.
+template <bool kFull>
+JAXQ_INLINE inline void finish_float(I32 acc, const Epilogue& e, const Floats& floats, const uint8_t* p, float* out, int64_t at,
+                                     int64_t count) {
+  const auto of_channels = [&](const float* values) { return kFull ? load(values + at) : load(values + at, count); };
+  const auto bounded = [](F32 x) { return min(all(FLT_MAX), max(all(-FLT_MAX), x)); };
+  F32 y = mul(to_float(acc), of_channels(e.multiplier));
+  y = add(floats.bounded ? y : bounded(y), of_channels(e.bias));
+  if (p) y = add(y, bounded(mul(residual_of(e, p, at, count), all(e.residual_multiplier))));
+  if (floats.clipped) y = min(of_channels(e.hi), max(of_channels(e.lo), y));  // NaN stays
+  if constexpr (kFull) return store(out + at, y);
+  store(out + at, y, count);
+}
+
+template <class Source>
+void finish_floats(const Source& source, const Epilogue& e, const Floats& floats, int64_t row, int64_t rows,
+                   int64_t channel, int64_t n) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out = reinterpret_cast<float*>(e.out + (row + r) * e.out_stride);
+    const uint8_t* p = e.residual ? residual_row(e, row + r) : nullptr;
+    int64_t c = 0;
+    for (; c + kLanes <= n; c += kLanes) {
+      finish_float<true>(source.template get<true>(r, c, kLanes), e, floats, p, out, channel + c, kLanes);
+    }
+    if (c < n) finish_float<false>(source.template get<false>(r, c, n - c), e, floats, p, out, channel + c, n - c);
+  }
+}
+
+// Values that have a table, in place.
+inline void look_up_rows(const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
+  uint8_t* out = e.out + row * e.out_stride + channel;
+  if (e.out_stride == n) return look_up(out, 0, out, 0, 1, rows * n, e.table);
+  look_up(out, e.out_stride, out, e.out_stride, rows, n, e.table);
 }
 
 // The accumulators that source.get(row, channel, n) gives vectors of, to the rows from `row` on and the channels from `channel`
-// on. A source counts both from 0; it may be asked for whole vectors up to n rounded up to 16.
+// on. A source counts both from 0; where n is a vector's size or less it may be asked for whole vectors.
 template <class Source>
 void finish(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
-  if (e.out_dtype == DType::f32) return finish_floats(source, e, row, rows, channel, n);
-  for (int64_t c = 0; c < n;) {
-    const int64_t rest = n - c, whole = round_up(rest, kBlock);
-    if (rest >= 4 * kLanes) {
-      finish_with_residual<4, true>(source, e, row, rows, channel, c, 4 * kLanes);
-      c += 4 * kLanes;
-    } else if (whole >= 4 * kLanes) {
-      finish_with_residual<4, false>(source, e, row, rows, channel, c, rest);
-      c += rest;
-    } else {
-      if constexpr (kLanes >= 8) {
-        if (whole >= 2 * kLanes) {
-          const int64_t count = rest < 2 * kLanes ? rest : 2 * kLanes;
-          if (count == 2 * kLanes) {
-            finish_with_residual<2, true>(source, e, row, rows, channel, c, count);
-          } else {
-            finish_with_residual<2, false>(source, e, row, rows, channel, c, count);
-          }
-          c += count;
-          continue;
-        }
-      }
-      if constexpr (kLanes == 16) {
-        if (rest == kLanes) {
-          finish_with_residual<1, true>(source, e, row, rows, channel, c, rest);
-        } else {
-          finish_with_residual<1, false>(source, e, row, rows, channel, c, rest);
-        }
-      }
-      c += rest;
-    }
+  if (e.out_dtype == DType::f32) return finish_floats(source, e, Floats(e, channel, n), row, rows, channel, n);
+  for (int64_t c = 0; c < n; c += kWidth) {
+    const Channels channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
+    finish_of<Source>(e, channels)(source, e, channels, row, rows);
   }
-  if (e.table) {
-    uint8_t* out = e.out + row * e.out_stride + channel;
-    if (e.out_stride == n) {
-      look_up(out, 0, out, 0, 1, rows * n, e.table);
-    } else {
-      look_up(out, e.out_stride, out, e.out_stride, rows, n, e.table);
-    }
-  }
+  if (e.table) look_up_rows(e, row, rows, channel, n);
 }
 
-// Accumulators `acc` (rows x n, `ld` apart, readable to a multiple of 16 channels) of the rows from `row` on and the
+// Accumulators `acc` (rows x n, `ld` apart, readable to whole vectors, see Channels) of the rows from `row` on and the
 // channels from `channel` on.
 inline void epilogue(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t row, int64_t rows, int64_t channel,
                      int64_t n) {
   finish(InMemory{acc, ld}, e, row, rows, channel, n);
 }
+
+// The same for the same n <= kGroups * kWidth channels of many rows; the tables are left for the end.
+template <int kGroups>
+class Finisher {
+ public:
+  Finisher(const Epilogue& e, int64_t channel, int64_t n) : e_(e), channel_(channel), n_(n), floats_(e, channel, is_float() ? n : 0) {
+    if (is_float()) return;
+    residual_ = residual_kind(e);
+    for (int64_t c = 0; c < n; c += kWidth, ++groups_) {
+      channels_[groups_] = Channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
+      finish_[groups_] = finish_of<InMemory>(e, channels_[groups_]);
+      const bool whole = channels_[groups_].n == channels_[groups_].vectors * kLanes;
+      if (!channels_[groups_].bounded || (e.residual && !whole)) residual_ = Residual::other;
+    }
+  }
+
+  // Sums in memory, `ld` apart.
+  void finish(const int32_t* sums, int64_t ld, int64_t row, int64_t rows) const {
+    const InMemory source = {sums, ld};
+    if (is_float()) return finish_floats(source, e_, floats_, row, rows, channel_, n_);
+    for (int i = 0; i < groups_; ++i) finish_[i](source, e_, channels_[i], row, rows);
+  }
+
+  // Sums of kRows rows, kVectors vectors each; in registers if `often`, else by less code.
+  template <int kRows, int kVectors, bool often>
+  JAXQ_INLINE void finish(const Vectors<kRows * kVectors>& sums, int64_t row) const {
+    if constexpr (often) {
+      if (residual_ == Residual::none) return finish_in_registers<Residual::none, kRows, kVectors>(sums, row);
+      if (residual_ == Residual::bytes) return finish_in_registers<Residual::bytes, kRows, kVectors>(sums, row);
+    }
+    alignas(64) int32_t in_memory[kRows * kVectors * kLanes + kWidth];  // vectors are read that begin in the last row
+    each<kRows * kVectors>([&](auto i) JAXQ_INLINE { store(in_memory + i.value * kLanes, at<i.value>(sums)); });
+    finish(in_memory, kVectors * kLanes, row, kRows);
+  }
+
+  void look_up(int64_t row, int64_t rows) const {
+    if (e_.table) look_up_rows(e_, row, rows, channel_, n_);
+  }
+
+ private:
+  bool is_float() const { return e_.out_dtype == DType::f32; }
+
+  template <Residual residual, int kRows, int kVectors>
+  JAXQ_INLINE void finish_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
+    constexpr int kOfRow = kVectors > 2 ? 4 : kVectors, kAtOnce = 4 / kOfRow;  // vectors, rows
+    each<(kVectors + 3) / 4>([&](auto g) JAXQ_INLINE {
+      const Channels& channels = channels_[g.value];
+      uint8_t* const first = e_.out + row * e_.out_stride + channels.at;
+      const int64_t stride = e_.out_stride;
+      each<(kRows + kAtOnce - 1) / kAtOnce>([&](auto step) JAXQ_INLINE {
+        alignas(64) uint8_t nowhere[kWidth];
+        uint8_t* out[kAtOnce];
+        const uint8_t* p[kAtOnce];
+        I32 q[4];
+        each<4>([&](auto i) JAXQ_INLINE {
+          constexpr int r = step.value * kAtOnce + i.value / kOfRow, v = i.value % kOfRow, all_v = g.value * 4 + v;
+          if constexpr (v == 0) {
+            out[i.value / kOfRow] = r < kRows ? first + r * stride : nowhere;
+            if constexpr (residual != Residual::none) p[i.value / kOfRow] = residual_row(e_, row + r);
+          }
+          if constexpr (r < kRows && all_v < kVectors) {
+            const I32 sum = at<r * kVectors + all_v>(sums);
+            q[i.value] = round(finished<residual, true>(sum, e_, channels, p[i.value / kOfRow], v, kLanes));
+          } else {
+            q[i.value] = zero();
+          }
+        });
+        store_parts<kAtOnce>(out, channels.clipped(channels.to_bytes(q)), channels.n);
+      });
+    });
+  }
+
+  const Epilogue& e_;
+  int64_t channel_, n_;
+  Floats floats_;
+  Residual residual_ = Residual::other;  // other: not in registers
+  int groups_ = 0;
+  Channels channels_[kGroups];
+  Finish<InMemory> finish_[kGroups];
+};
 
 }  // namespace JAXQ_ISA
 }  // namespace jaxq

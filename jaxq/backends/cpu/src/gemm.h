@@ -4,64 +4,101 @@
 namespace jaxq {
 namespace JAXQ_ISA {
 
-// kRows x (16 * kBlocks) accumulators over all of K. Meanwhile, a line of `ahead` at each step comes nearer.
-template <int kRows, int kBlocks>
-void gemm_block(const Gemm& g, int64_t row, int64_t block, const uint8_t* ahead) {
-  constexpr int kVectors = kBlock / kLanes;  // of one block
-  constexpr int kWidth = kBlocks * kVectors;
-  const int64_t stride = packed_block(g.k), depth = round_up(g.k, 4), lda = g.lda;
-  const uint8_t* b = g.b + block * stride;
-  const uint8_t* a = g.a + row * lda;
-  Vectors<kRows * kWidth> acc;
-  each<kWidth>([&](auto j) JAXQ_INLINE {
-    constexpr int v = j.value;
-    const int32_t* sums = reinterpret_cast<const int32_t*>(b + (v / kVectors + 1) * stride) - kBlock;
-    const I32 start = mul(load(sums + v % kVectors * kLanes), all(static_cast<int32_t>(g.correction)));
-    each<kRows>([&](auto i) JAXQ_INLINE { at<i.value * kWidth + v>(acc) = start; });
-  });
-  for (int64_t k = 0; k < depth; k += 4) {
-    __builtin_prefetch(ahead + k * kBlock, 0, 2);
-    Vectors<kWidth> line;
-    each<kWidth>([&](auto j) JAXQ_INLINE {
-      constexpr int v = j.value;
-      at<v>(line) = load_bytes(b + v / kVectors * stride + k * kBlock + v % kVectors * kLanes * 4);
-    });
-    each<kRows>([&](auto i) JAXQ_INLINE {
-      const I32 x = all_bytes(a + i.value * lda + k);
-      each<kWidth>([&](auto j) JAXQ_INLINE {
-        I32& sum = at<i.value * kWidth + j.value>(acc);
-        sum = dot4(sum, x, at<j.value>(line));
-      });
-    });
+// 16 * kBlocks packed channels, what the rows of all pieces share.
+template <int kBlocks>
+struct Panel {
+  static constexpr int kChannels = kBlocks * kBlock, kVectors = kChannels / kLanes;
+  static constexpr int kGroups = (kChannels + kWidth - 1) / kWidth;
+  const uint8_t* b;
+  int64_t stride;  // from one block to the next
+  alignas(64) int32_t start[kChannels];
+
+  Panel(const Gemm& g, int64_t block) : b(g.b + block * packed_block(g.depth())), stride(packed_block(g.depth())) {
+    const I32 correction = all(static_cast<int32_t>(g.correction));
+    for (int v = 0; v < kVectors; ++v) {
+      const int32_t* sums = reinterpret_cast<const int32_t*>(b + (v * kLanes / kBlock + 1) * stride) - kBlock;
+      store(start + v * kLanes, mul(load(sums + v * kLanes % kBlock), correction));
+    }
   }
-  alignas(64) int32_t sums[kRows][kBlocks * kBlock];
-  each<kRows>([&](auto i) JAXQ_INLINE {
-    each<kWidth>([&](auto j) JAXQ_INLINE { store(&sums[i.value][j.value * kLanes], at<i.value * kWidth + j.value>(acc)); });
+};
+
+template <int kBlocks>
+using PanelFinisher = Finisher<Panel<kBlocks>::kGroups>;
+
+// kRows rows, `rows` where each begins, to the outputs from `row` on. Meanwhile, a line of `ahead` at each step comes nearer, unless it is
+// null.
+template <int kRows, int kBlocks>
+void gemm_block(const Gemm& g, const Panel<kBlocks>& panel, const PanelFinisher<kBlocks>& finisher,
+                const uint8_t* const* rows, const uint8_t* ahead, int64_t row) {
+  constexpr int kVectors = Panel<kBlocks>::kVectors, kOfBlock = kBlock / kLanes;
+  const uint8_t* a[kRows];
+  each<kRows>([&](auto i) JAXQ_INLINE { a[i.value] = rows[i.value]; });
+  Vectors<kRows * kVectors> acc;
+  each<kVectors>([&](auto j) JAXQ_INLINE {
+    const I32 start = load(panel.start + j.value * kLanes);
+    each<kRows>([&](auto i) JAXQ_INLINE { at<i.value * kVectors + j.value>(acc) = start; });
   });
-  const int64_t channel = block * kBlock, rest = g.channels - channel;
-  epilogue(&sums[0][0], kBlocks * kBlock, *g.epilogue, g.first_row + row, kRows, g.first_channel + channel,
-           rest < kBlocks * kBlock ? rest : kBlocks * kBlock);
+  const auto add_products = [&](auto fetches) JAXQ_INLINE {
+    const uint8_t* b = panel.b;
+    const int64_t stride = panel.stride, next = ahead - b, length = round_up(g.run, 4);
+    for (int64_t r = 0; r < g.runs; ++r) {
+      const int64_t begin = r * g.step, end = begin + length;
+      for (int64_t k = begin; k < end; k += 4, b += 4 * kBlock) {
+        if constexpr (fetches.value) __builtin_prefetch(b + next, 0, 2);
+        Vectors<kVectors> line;
+        each<kVectors>([&](auto j) JAXQ_INLINE {
+          constexpr int v = j.value;
+          at<v>(line) = load_bytes(b + v / kOfBlock * stride + v % kOfBlock * kLanes * 4);
+        });
+        each<kRows>([&](auto i) JAXQ_INLINE {
+          const I32 x = all_bytes(a[i.value] + k);
+          each<kVectors>([&](auto j) JAXQ_INLINE {
+            I32& sum = at<i.value * kVectors + j.value>(acc);
+            sum = dot4(sum, x, at<j.value>(line));
+          });
+        });
+      }
+    }
+  };
+  if (ahead) {
+    add_products(Index<1>());
+  } else {
+    add_products(Index<0>());
+  }
+  finisher.template finish<kRows, kVectors, kRows + 1 >= rows_of(kBlocks)>(acc, row);
 }
 
 template <int kRows, int kBlocks>
-JAXQ_INLINE inline void gemm_piece(const Gemm& g, int64_t row, int64_t rows, int64_t block, const uint8_t* ahead) {
+JAXQ_INLINE inline void gemm_piece(const Gemm& g, const Panel<kBlocks>& panel, const PanelFinisher<kBlocks>& finisher,
+                                   const uint8_t* const* rows, int64_t count, const uint8_t* ahead, int64_t row) {
   if constexpr (kRows > 0) {
-    if (rows == kRows) return gemm_block<kRows, kBlocks>(g, row, block, ahead);
-    gemm_piece<kRows - 1, kBlocks>(g, row, rows, block, ahead);
+    if (count == kRows) return gemm_block<kRows, kBlocks>(g, panel, finisher, rows, ahead, row);
+    gemm_piece<kRows - 1, kBlocks>(g, panel, finisher, rows, count, ahead, row);
   }
 }
 
 // All rows of kBlocks blocks of channels, in pieces of kRows at most and about the same size. The first of them fetch
 // the blocks that come next. Returns the number of the next block.
 template <int kRows, int kBlocks>
-int64_t gemm_rows(const Gemm& g, int64_t block, int64_t blocks) {
-  const int64_t stride = packed_block(g.k), end = block + 2 * kBlocks < blocks ? block + 2 * kBlocks : blocks;
-  int64_t next = block + kBlocks, row = 0;
+int64_t gemm_rows(const Gemm& g, int64_t block) {
+  const Panel<kBlocks> panel(g, block);
+  const int64_t channel = block * kBlock, rest = g.channels - channel;
+  const PanelFinisher<kBlocks> finisher(*g.epilogue, g.first_channel + channel,
+                                        rest < panel.kChannels ? rest : panel.kChannels);
+  const int64_t end = block + 2 * kBlocks < g.blocks ? block + 2 * kBlocks : g.blocks;
+  int64_t next = block + kBlocks, row = 0, line = 0, column = g.column;
   for (int64_t pieces = (g.rows + kRows - 1) / kRows; pieces; --pieces) {
-    const int64_t rows = (g.rows - row + pieces - 1) / pieces;
-    gemm_piece<kRows, kBlocks>(g, row, rows, block, g.b + (next < end ? next++ : block) * stride);
-    row += rows;
+    const int64_t count = (g.rows - row + pieces - 1) / pieces;
+    const uint8_t* rows[kRows];
+    for (int64_t i = 0; i < count; ++i) {
+      rows[i] = g.lines[line] + column * g.lda;
+      if (++column == g.width) column = 0, ++line;
+    }
+    const uint8_t* ahead = next < end ? g.b + next++ * panel.stride : nullptr;
+    gemm_piece<kRows, kBlocks>(g, panel, finisher, rows, count, ahead, g.first_row + row);
+    row += count;
   }
+  finisher.look_up(g.first_row, g.rows);
   return block + kBlocks;
 }
 
@@ -69,7 +106,7 @@ int64_t gemm_rows(const Gemm& g, int64_t block, int64_t blocks) {
 template <int kBlocks>
 int64_t gemm_blocks(const Gemm& g, int64_t block, int64_t blocks) {
   if constexpr (kBlocks > 0) {
-    while (blocks - block >= kBlocks) block = gemm_rows<rows_of(kBlocks), kBlocks>(g, block, blocks);
+    while (blocks - block >= kBlocks) block = gemm_rows<rows_of(kBlocks), kBlocks>(g, block);
     return gemm_blocks<kBlocks - 1>(g, block, blocks);
   }
   return block;
@@ -79,10 +116,7 @@ inline void gemm(const Gemm& g) {
   const int64_t blocks = round_up(g.channels, kBlock) / kBlock;
   int64_t block = 0;
   if (g.rows <= kFewRows) {  // as many sums as the dot product's latency asks for
-    while (blocks - block >= kManyBlocks) block = gemm_rows<kFewRows, kManyBlocks>(g, block, blocks);
-  }
-  if constexpr (kWide > 1) {  // rather one more than one alone
-    if ((blocks - block) % kWide == 1 && blocks - block > 1) block = gemm_rows<rows_of(kWide + 1), kWide + 1>(g, block, blocks);
+    while (blocks - block >= kManyBlocks) block = gemm_rows<kFewRows, kManyBlocks>(g, block);
   }
   gemm_blocks<kWide>(g, block, blocks);
 }

@@ -1,7 +1,9 @@
 // AVX512-VNNI with the matrix product on AMX tiles: 16 rows x 64 bytes times 64 bytes x 16 channels to 16 x 16 int32.
 #define JAXQ_ISA amx
+#define JAXQ_OWN_GEMM
 #include "simd_avx512.h"
-#include "table.h"
+#include "registers.h"
+#include "epilogue.h"
 
 namespace jaxq {
 namespace amx {
@@ -72,8 +74,9 @@ inline void product(const uint8_t* a0, const uint8_t* a1, int64_t lda, const uin
 
 template <bool is_signed, int kBlocks>
 void blocks_of_rows(const Gemm& g, int64_t block) {
-  const int64_t stride = packed_block(g.k), depth = round_up(g.k, kDepth), channel = block * kBlock;
+  const int64_t stride = packed_block(g.run), depth = round_up(g.run, kDepth), channel = block * kBlock;
   const int64_t rest = g.channels - channel, channels = rest < kBlocks * kBlock ? rest : kBlocks * kBlock;
+  const uint8_t* a = g.lines[0] + g.column * g.lda;
   const uint8_t* b = g.b + block * stride;
   alignas(64) int32_t sums[2 * kTile * 2 * kTile];
   const auto finish = [&](const int32_t* from, int64_t row, int64_t rows) {
@@ -83,7 +86,7 @@ void blocks_of_rows(const Gemm& g, int64_t block) {
   while (g.rows - row > kTile) {
     // Two tiles; the second one may begin earlier, at rows that are computed twice, so that it ends with the last row.
     const int64_t second = row + 2 * kTile <= g.rows ? row + kTile : g.rows - kTile;
-    product<is_signed, 2, kBlocks>(g.a + row * g.lda, g.a + second * g.lda, g.lda, b, stride, depth, sums);
+    product<is_signed, 2, kBlocks>(a + row * g.lda, a + second * g.lda, g.lda, b, stride, depth, sums);
     const int64_t twice = row + kTile - second;
     if (twice == 0) {
       finish(sums, row, 2 * kTile);
@@ -95,7 +98,7 @@ void blocks_of_rows(const Gemm& g, int64_t block) {
   }
   if (row < g.rows) {
     const int64_t start = g.rows >= kTile ? g.rows - kTile : 0;
-    product<is_signed, 1, kBlocks>(g.a + start * g.lda, nullptr, g.lda, b, stride, depth, sums);
+    product<is_signed, 1, kBlocks>(a + start * g.lda, nullptr, g.lda, b, stride, depth, sums);
     finish(sums + (row - start) * 2 * kTile, row, g.rows - row);
   }
 }
@@ -108,7 +111,7 @@ void all_blocks(const Gemm& g) {
   if (block < blocks) blocks_of_rows<is_signed, 1>(g, block);
 }
 
-void gemm_by_tiles(const Gemm& g) {
+void gemm(const Gemm& g) {
   if (g.rows == 0) return;  // tiles have rows
   const bool few = g.rows < kTile;
   if (few) configure(g.rows);
@@ -119,6 +122,16 @@ void gemm_by_tiles(const Gemm& g) {
   }
   if (few) configure(kTile);
 }
+
+}  // namespace
+}  // namespace amx
+}  // namespace jaxq
+
+#include "table.h"
+
+namespace jaxq {
+namespace amx {
+namespace {
 
 // GOP/s of the tiles' dot products on this thread.
 double peak_of_tiles() {
@@ -136,9 +149,9 @@ double peak_of_tiles() {
 
 constexpr Kernels with_tiles(Kernels kernels) {
   kernels.takes_signed = kernels.takes_unsigned = true;
+  kernels.takes_runs = false;
   kernels.enter = enter;
   kernels.leave = leave;
-  kernels.gemm = gemm_by_tiles;
   kernels.peak = peak_of_tiles;
   return kernels;
 }

@@ -25,6 +25,7 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple -
 // operand of one 512-bit 4-way dot product, of half a line in 256 bits, of a quarter on Arm, and 16 lines of an AMX
 // tile; then 16 int32: 128 * sum(w) of each channel.
 constexpr int64_t packed_block(int64_t k) { return round_up(k, kDepth) * kBlock + kBlock * 4; }
+constexpr int64_t depth_of(int64_t runs, int64_t run) { return runs * round_up(run, 4); }
 constexpr int64_t packed_size(int64_t n, int64_t k) { return round_up(n, kBlock) / kBlock * packed_block(k); }
 
 // A packed depthwise weight (KH, KW, C): for each block of 64 channels [KW][KH / 4, rounded up][64 channels][4], four
@@ -59,19 +60,25 @@ struct Epilogue {
 // Rows of A (M, K) times the packed B to the epilogue. `a_signed` tells int8 from uint8 rows. An instruction set takes
 // the signs that `takes_signed`, `takes_unsigned` say; other rows come with their sign bit flipped, and `correction` is
 // what the blocks' sums are multiplied with to make up for it (-1: int8 as uint8, 1: uint8 as int8, 0: not flipped).
-// Rows may be read up to K rounded up to 64.
+//
+// A row may lie in several runs of memory, as a convolution's window does, whose rows begin some pixels apart: row r's
+// begin at lines[p / width] + p % width * lda, where p = column + r. A run is read to the next multiple of 4 bytes, which B has zeros for.
+// Instruction sets that do not take runs have one, read to the next multiple of 64, and one line.
 struct Gemm {
-  const uint8_t* a;
-  int64_t lda;
+  const uint8_t* const* lines;
+  int64_t width, column, lda;
+  int64_t runs, run, step;  // `run` bytes each, `step` apart
   bool a_signed;
   int correction;
-  const uint8_t* b;  // of the first output channel, at a block's start
-  int64_t k;
+  const uint8_t* b;       // of the first output channel, at a block's start
+  int64_t blocks;         // that lie there: those beyond `channels` may be wanted next
   int64_t rows;
   int64_t first_row;      // of the epilogue's rows
   int64_t first_channel;  // of the epilogue's channels, a multiple of 16
   int64_t channels;       // to compute
   const Epilogue* epilogue;
+
+  int64_t depth() const { return depth_of(runs, run); }
 };
 
 // A window over an image of rows of channels: convolutions and pools. Padding below and on the right follows from the
@@ -116,8 +123,8 @@ struct Rows {
   int64_t cols;
 };
 
-// The rows of a convolution's input patches, K = kernel_h * kernel_w * channels bytes each (from channel
-// `first_channel` on, of `channels` in the group), `lda` apart; `flip` is xor-ed to every byte, of the padding too.
+// The rows of a convolution's input patches (from channel `first_channel` on, of `channels` in the group), `lda` apart: for
+// each line of the kernel kernel_w * channels bytes, rounded up to 4. `flip` is xor-ed to every byte, of the padding too.
 struct Patches {
   const Window* window;
   int64_t first_channel, channels;
@@ -126,9 +133,19 @@ struct Patches {
   int64_t lda;
 };
 
+// Lines of an image, padded, without gaps: of each the pixels from column `left` on (which may be negative), `columns` of
+// them, with channels and flip as above.
+struct Band {
+  const Window* window;
+  int64_t first_channel, channels;
+  uint8_t flip;
+  uint8_t* out;
+  int64_t left, columns;
+};
+
 struct Kernels {
   const char* name;
-  bool takes_signed, takes_unsigned;
+  bool takes_signed, takes_unsigned, takes_runs;
   // Around the kernels on every thread that runs them.
   void (*enter)();
   void (*leave)();
@@ -139,6 +156,7 @@ struct Kernels {
 
   void (*gemm)(const Gemm&);
   void (*patches)(const Patches&, int64_t first, int64_t last);  // output pixels, counted over all images
+  void (*band)(const Band&, int64_t image, int64_t first, int64_t last);  // lines, which may lie outside of the image
   // (N, K) int8 with rows `stride` apart and values `step` apart to the packed form.
   void (*pack)(const int8_t* w, int64_t stride, int64_t step, int64_t n, int64_t k, uint8_t* packed);
 

@@ -8,8 +8,10 @@
 #include <utility>
 
 #include "arena.h"
+#include "input.h"
 #include "kernels.h"
 #include "program.h"
+#include "split.h"
 #include "team.h"
 
 namespace jaxq {
@@ -20,7 +22,6 @@ using Place = Reader::Place;
 constexpr int64_t kSmall = 1 << 15;
 // A task's rows of A, and the weights that it reads again and again, stay in a core's second-level cache.
 constexpr int64_t kRowsBytes = 256 << 10, kWeightBytes = 768 << 10;
-constexpr int64_t kTasks = 16;
 
 // Runs a program's operations, one after another, each on all threads of the team.
 class Operations {
@@ -105,73 +106,45 @@ class Operations {
     const int64_t groups = read_.positive(), features = read_.positive();
     if (w.channels % groups || features % groups) throw Invalid("the groups of a convolution do not divide its channels");
     const int64_t channels = w.channels / groups, of_group = features / groups;
-    const int64_t k = w.kernel_h * w.kernel_w * channels, block = packed_block(k), rows = images * w.out_height * w.out_width;
+    const int64_t k = depth_of(w.kernel_h, w.kernel_w * channels), block = packed_block(k);
+    const int64_t rows = images * w.out_height * w.out_width;
     const Place weight = read_.place();
     const int64_t group_bytes = packed_size(of_group, k);
     Reader::check(weight, extent(groups, group_bytes, group_bytes));
     const Epilogue e = epilogue(rows, features);
+    if (rows == 0) return;
 
-    const bool is_signed = w.dtype == DType::s8;
-    const bool native = is_signed ? kernels_.takes_signed : kernels_.takes_unsigned;
-    const uint8_t flip = native ? 0 : 0x80;
-    const int64_t lda = round_up(k, kDepth);
-    const bool pointwise = w.kernel_h * w.kernel_w * w.stride_h * w.stride_w == 1 && !w.pad_top && !w.pad_left &&
-                           w.out_height == w.height && w.out_width == w.width;
-    // Rows of x itself are rows of A where no byte is moved or flipped, and where reading K rounded up stays inside.
-    const int64_t in_place = pointwise && native && groups == 1 && x.room >= lda ? (x.room - lda) / w.stride + 1 : 0;
-
+    const Input input(w, images, x.room, channels, kernels_);
     const int64_t all_blocks = round_up(of_group, kBlock) / kBlock;
-    int64_t task_blocks = std::clamp<int64_t>(kWeightBytes / block, 4, std::max<int64_t>(all_blocks, 4));
-    int64_t task_rows = std::clamp<int64_t>(kRowsBytes / lda / 32 * 32, 32, 256);
-    if (rows * k * features > kSmall * 8) {
-      while (tasks(rows, task_rows) * tasks(all_blocks, task_blocks) * groups < kTasks && task_rows > 64) task_rows /= 2;
-      task_rows = round_up(task_rows, 32);
-      while (tasks(rows, task_rows) * tasks(all_blocks, task_blocks) * groups < kTasks / 2 && task_blocks > 4) {
-        task_blocks = round_up(task_blocks / 2, 2);
-      }
-    } else {
-      task_blocks = all_blocks;
-      task_rows = std::max<int64_t>(round_up(rows, 32), 32);
-    }
-    const int64_t row_tasks = tasks(rows, task_rows), block_tasks = tasks(all_blocks, task_blocks);
-    team_.parallel(groups * block_tasks * row_tasks, [&](int64_t task) {
-      const int64_t group = task / (row_tasks * block_tasks), first_block = task / row_tasks % block_tasks * task_blocks;
-      const int64_t first = task % row_tasks * task_rows, last = std::min(first + task_rows, rows);
+    const Things pixels = {rows, std::clamp<int64_t>(kRowsBytes / input.bytes_of_row(), 32, 256), 48};
+    const Split split(pixels, {all_blocks, std::max<int64_t>(kWeightBytes / block, 4), 8}, groups, threads_for(rows * k * features / 8));
+    team_.parallel(split.rows * groups * split.channels, [&](int64_t task) {
+      const Range some = part(rows, task / (groups * split.channels), split.rows);
+      const int64_t group = task / split.channels % groups;
+      const Range blocks = part(all_blocks, task % split.channels, split.channels, std::min<int64_t>(all_blocks / split.channels, 2));
+      if (some.first == some.last || blocks.first == blocks.last) return;
       Gemm g = {};
-      g.a_signed = native ? is_signed : !is_signed;
-      g.correction = native ? 0 : is_signed ? -1 : 1;
-      g.b = weight.data + group * group_bytes + first_block * block;
-      g.k = k;
-      g.first_channel = group * of_group + first_block * kBlock;
-      g.channels = std::min(task_blocks * kBlock, of_group - first_block * kBlock);
+      input.set_rows(g, group * channels, some.first, some.last);
+      g.b = weight.data + group * group_bytes + blocks.first * block;
+      g.blocks = all_blocks - blocks.first;
+      g.first_channel = group * of_group + blocks.first * kBlock;
+      g.channels = std::min(blocks.last * kBlock, of_group) - blocks.first * kBlock;
       g.epilogue = &e;
-      const int64_t direct = std::clamp(in_place, first, last);
-      if (direct > first) {
-        g.a = w.x + first * w.stride;
-        g.lda = w.stride;
-        g.first_row = first;
-        g.rows = direct - first;
-        kernels_.gemm(g);
-      }
-      if (direct < last) {
-        uint8_t* scratch = thread_scratch((last - direct) * lda);
-        kernels_.patches({&w, group * channels, channels, flip, scratch, lda}, direct, last);
-        g.a = scratch;
-        g.lda = lda;
-        g.first_row = direct;
-        g.rows = last - direct;
-        kernels_.gemm(g);
-      }
+      kernels_.gemm(g);
     });
   }
 
-  static int64_t tasks(int64_t all, int64_t each) { return (all + each - 1) / each; }
+  // Those that so many multiply-adds in 8-byte lanes, or bytes moved, are worth handing out to.
+  int64_t threads_for(int64_t work) const { return work > kSmall ? team_.threads() : 1; }
 
-  // Up to kTasks ranges of [0, n), where n things of `work` each are worth handing out.
+  // Ranges of [0, n), of n things of `work` each.
   template <typename Task>
   void ranges(int64_t n, int64_t work, const Task& task) {
-    const int64_t parts = std::clamp<int64_t>(n * work / kSmall, 1, std::min(kTasks, std::max<int64_t>(n, 1)));
-    team_.parallel(parts, [&](int64_t i) { task(n * i / parts, n * (i + 1) / parts); });
+    const int64_t threads = threads_for(n * work), parts = threads == 1 ? 1 : std::clamp<int64_t>(n, 1, 4 * threads);
+    team_.parallel(parts, [&](int64_t i) {
+      const Range some = part(n, i, parts);
+      task(some.first, some.last);
+    });
   }
 
   void depthwise() {
@@ -181,8 +154,26 @@ class Operations {
     const Place weight = read_.place();
     Reader::check(weight, depthwise_size(w.kernel_h, w.kernel_w, w.channels));
     const Epilogue e = epilogue(images * w.out_height * w.out_width, w.channels);
-    ranges(images * w.out_height, w.out_width * w.channels * 4,
-           [&](int64_t first, int64_t last) { kernels_.depthwise(w, weight.data, e, first, last); });
+    constexpr int64_t kChannels = 64;
+    const int64_t lines = images * w.out_height, blocks = round_up(w.channels, kChannels) / kChannels;
+    const Split split({lines, lines, 8}, {blocks, blocks, 1}, 1, threads_for(lines * w.out_width * w.channels * 4));
+    team_.parallel(split.rows * split.channels, [&](int64_t task) {
+      const Range some = part(lines, task / split.channels, split.rows, 4);  // lines of the same rows share what is read
+      const Range of = part(w.channels, task % split.channels, split.channels, kChannels);
+      if (some.first == some.last || of.first == of.last) return;
+      Window some_channels = w;
+      some_channels.x += of.first;
+      some_channels.channels = of.last - of.first;
+      kernels_.depthwise(some_channels, weight.data + depthwise_size(w.kernel_h, w.kernel_w, of.first),
+                         from_channel(e, of.first), some.first, some.last);
+    });
+  }
+
+  static Epilogue from_channel(Epilogue e, int64_t channel) {
+    for (const float** values : {&e.multiplier, &e.bias, &e.lo, &e.hi}) *values += channel;
+    e.out += channel * size_of(e.out_dtype);
+    if (e.residual && e.residual_step) e.residual += channel * size_of(e.residual_dtype);
+    return e;
   }
 
   // x (batch, M, K) times y (batch, N, K) to (batch, M, N); three axes of batch.
@@ -212,14 +203,12 @@ class Operations {
       check_rest(whole.residual, reach(residual_strides) + extent(seen, whole.residual_stride, last));
     }
 
-    const bool is_signed = x_dtype == DType::s8;
-    const bool native = is_signed ? kernels_.takes_signed : kernels_.takes_unsigned;
-    const int64_t lda = round_up(k, kDepth), packed = packed_size(columns, k);
-    const int64_t row_tasks = batches >= kTasks ? 1 : std::min(tasks(rows, 64), tasks(kTasks, batches));
-    const int64_t task_rows = round_up(tasks(rows, row_tasks), 16);
+    const int64_t packed_bytes = packed_size(columns, k);
+    const Split split({rows, rows, 32}, {1, 1, 1}, batches, threads_for(batches * rows * columns * k / 8));
     const auto run = [&](int64_t task) {
-      const int64_t at = task / row_tasks, first = task % row_tasks * task_rows, last = std::min(first + task_rows, rows);
-      if (first >= last) return;
+      const int64_t at = task / split.rows;
+      const auto [first, last] = part(rows, task % split.rows, split.rows);
+      if (first == last) return;
       const int64_t index[3] = {at / (batch[1] * batch[2]), at / batch[2] % batch[1], at % batch[2]};
       const auto offset = [&](const int64_t* strides) {
         return index[0] * strides[0] + index[1] * strides[1] + index[2] * strides[2];
@@ -227,38 +216,23 @@ class Operations {
       Epilogue e = whole;
       e.out += offset(out_strides);
       if (e.residual) e.residual += offset(residual_strides);
-      uint8_t* scratch = thread_scratch(packed + (last - first) * lda);
-      kernels_.pack(reinterpret_cast<const int8_t*>(y.data) + offset(y_strides), y_row, y_step, columns, k, scratch);
+      Window w = {};  // the rows of x as an image of one line
+      w.x = x.data + offset(x_strides) + first * x_row;
+      w.dtype = x_dtype, w.channels = k, w.stride = x_row;
+      w.width = w.out_width = last - first;
+      w.height = w.out_height = w.kernel_h = w.kernel_w = w.stride_h = w.stride_w = w.dilation_h = w.dilation_w = 1;
       Gemm g = {};
-      g.a_signed = native ? is_signed : !is_signed;
-      g.correction = native ? 0 : is_signed ? -1 : 1;
-      g.b = scratch;
-      g.k = k;
-      g.rows = last - first;
+      Input(w, 1, x.room - (w.x - x.data), k, kernels_).set_rows(g, 0, 0, last - first);
       g.first_row = first;
+      uint8_t* packed = thread_scratch<1>(packed_bytes);
+      kernels_.pack(reinterpret_cast<const int8_t*>(y.data) + offset(y_strides), y_row, y_step, columns, k, packed);
+      g.b = packed;
+      g.blocks = round_up(columns, kBlock) / kBlock;
       g.channels = columns;
       g.epilogue = &e;
-      const uint8_t* a = x.data + offset(x_strides) + first * x_row;
-      const int64_t room = x.room - (a - x.data);
-      if (native && x_row >= 0 && extent(g.rows, x_row, lda) <= room) {
-        g.a = a;
-        g.lda = x_row;
-      } else {
-        Window w = {};
-        w.x = a, w.height = g.rows, w.width = 1, w.channels = k, w.stride = x_row;
-        w.kernel_h = w.kernel_w = w.stride_h = w.stride_w = w.dilation_h = w.dilation_w = 1;
-        w.out_height = g.rows, w.out_width = 1;
-        kernels_.patches({&w, 0, k, static_cast<uint8_t>(native ? 0 : 0x80), scratch + packed, lda}, 0, g.rows);
-        g.a = scratch + packed;
-        g.lda = lda;
-      }
       kernels_.gemm(g);
     };
-    if (batches * rows * columns * k < kSmall * 8) {
-      for (int64_t task = 0; task < batches * row_tasks; ++task) run(task);
-    } else {
-      team_.parallel(batches * row_tasks, run);
-    }
+    team_.parallel(batches * split.rows, run);
   }
 
   void check_rest(const uint8_t* data, int64_t bytes) {

@@ -16,8 +16,8 @@ constexpr int kLanes = 16;
 constexpr int kWidth = 4 * kLanes;  // bytes of a vector
 // Blocks of 16 channels that a piece of the matrix product takes at once, and its rows at most: their sums stay in
 // registers. Few rows take more blocks.
-constexpr int kWide = 3, kFewRows = 3, kManyBlocks = 8;
-constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 9 : 12; }
+constexpr int kWide = 4, kFewRows = 3, kManyBlocks = 8;
+constexpr int rows_of(int blocks) { return blocks > 3 ? 6 : blocks > 2 ? 8 : blocks > 1 ? 9 : 10; }
 // Columns of one line, and of two, of the output of a depthwise convolution whose accumulators (4 vectors each) stay in
 // registers.
 constexpr int kColumns = 6, kColumnsOfTwo = 3;

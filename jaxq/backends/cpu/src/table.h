@@ -2,13 +2,15 @@
 // table, jaxq::JAXQ_ISA::kKernels.
 //
 // Nothing of the standard library's inline code may come in: the linker keeps one copy of it for the whole library, and
-// that copy could have instructions that not every machine knows.
+// that copy could have instructions that not every machine knows. JAXQ_OWN_GEMM: the file has defined its own gemm().
 #pragma once
 
 // The order matters: each file uses what the ones before it define.
 #include "registers.h"
 #include "epilogue.h"
+#ifndef JAXQ_OWN_GEMM
 #include "gemm.h"
+#endif
 #include "patches.h"
 #include "quads.h"
 #include "depthwise.h"
@@ -29,11 +31,13 @@ inline void nothing_to_set() {}
 constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA),
                               kTakesSigned,
                               kTakesUnsigned,
+                              true,
                               nothing_to_set,
                               nothing_to_set,
                               peak,
                               gemm,
                               patches,
+                              band,
                               pack,
                               pack_depthwise,
                               depthwise,

@@ -16,6 +16,12 @@ namespace jaxq {
 
 class Team {
  public:
+  // Of up to `threads`, the calling one among them.
+  explicit Team(int64_t threads = 1) : ranges_(threads < kMostRanges ? threads : kMostRanges) {}
+
+  // That share tasks; more may come to help.
+  int64_t threads() const { return ranges_; }
+
   struct Job {
     void (*run)(const void* context, int64_t task) = nullptr;
     const void* context = nullptr;
@@ -23,10 +29,11 @@ class Team {
     std::atomic<int64_t> done{0};
   };
 
-  // Runs `task(i)` for every i below `tasks`, on all threads that are here, and returns when all are done.
+  // Runs `task(i)` for every i below `tasks`, on all threads that are here, and returns when all are done. Each thread
+  // begins with a range of its own: of one operation after another it works on the same part, which its caches hold.
   template <typename Task>
   void parallel(int64_t tasks, const Task& task) {
-    if (tasks == 1 || !helpers_) {
+    if (tasks == 1 || ranges_ == 1) {
       for (int64_t i = 0; i < tasks; ++i) task(i);
       return;
     }
@@ -36,16 +43,20 @@ class Team {
     job.context = &task;
     job.tasks = tasks;
     job.done.store(0, std::memory_order_relaxed);
-    ticket_.store(generation_ << 32 | static_cast<uint64_t>(tasks), std::memory_order_release);
-    while (take_one()) {
+    for (int64_t r = 0; r < ranges_; ++r) {
+      const int64_t size = end_of(r, tasks) - end_of(r - 1, tasks);
+      tickets_[r].value.store(generation_ << 32 | static_cast<uint64_t>(size), std::memory_order_release);
+    }
+    while (take_one(0)) {
     }
     for (int64_t spins = 0; job.done.load(std::memory_order_acquire) != tasks; ++spins) rest(spins);
   }
 
   // The loop of a helper.
   void help() {
+    const int64_t range = arrived_.fetch_add(1, std::memory_order_relaxed) % ranges_;
     for (int64_t spins = 0; !stopped_.load(std::memory_order_acquire); ++spins) {
-      if (take_one()) {
+      if (take_one(range)) {
         spins = 0;
       } else {
         rest(spins);
@@ -53,21 +64,36 @@ class Team {
     }
   }
 
-  void expect_helpers() { helpers_ = true; }
   void stop() { stopped_.store(true, std::memory_order_release); }
 
  private:
-  // The high half of the ticket is the job's number, the low half how many of its tasks nobody has taken. A job's
-  // fields are read only after a task of it was taken, and they stay until that task is done.
-  bool take_one() {
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    do {
-      if ((ticket & 0xFFFFFFFF) == 0) return false;
-    } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel, std::memory_order_acquire));
-    Job& job = jobs_[(ticket >> 32) % 2];
-    job.run(job.context, job.tasks - static_cast<int64_t>(ticket & 0xFFFFFFFF));
-    job.done.fetch_add(1, std::memory_order_release);
-    return true;
+  static constexpr int64_t kMostRanges = 16;
+
+  struct alignas(64) Ticket {
+    std::atomic<uint64_t> value{0};
+  };
+
+  int64_t end_of(int64_t range, int64_t tasks) const { return tasks * (range + 1) / ranges_; }
+
+  // One of the range, or of the next one that has any. The high half of a ticket is the job's number, the low half how
+  // many tasks of the range nobody has taken. A job's fields are read only after a task of it was taken, and they stay
+  // until that task is done.
+  bool take_one(int64_t range) {
+    for (int64_t i = 0; i < ranges_; ++i) {
+      const int64_t r = (range + i) % ranges_;
+      uint64_t ticket = tickets_[r].value.load(std::memory_order_acquire);
+      while ((ticket & 0xFFFFFFFF) != 0) {
+        if (!tickets_[r].value.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
+                                                     std::memory_order_acquire)) {
+          continue;
+        }
+        Job& job = jobs_[(ticket >> 32) % 2];
+        job.run(job.context, end_of(r, job.tasks) - static_cast<int64_t>(ticket & 0xFFFFFFFF));
+        job.done.fetch_add(1, std::memory_order_release);
+        return true;
+      }
+    }
+    return false;
   }
 
   static void rest(int64_t spins) {
@@ -79,10 +105,11 @@ class Team {
 #endif
   }
 
-  std::atomic<uint64_t> ticket_{0};
+  const int64_t ranges_;
+  Ticket tickets_[kMostRanges];
+  std::atomic<int64_t> arrived_{1};
   std::atomic<bool> stopped_{false};
   uint64_t generation_ = 0;
-  bool helpers_ = false;
   Job jobs_[2];
 };
 
