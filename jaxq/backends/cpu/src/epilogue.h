@@ -69,7 +69,9 @@ struct Channels {
   I32 least, most;  // the bounds as bytes, of the rows beside one another
 
   Channels() = default;
-  Channels(const Epilogue& e, int64_t c, int64_t at, int64_t n) : c(c), at(at), n(n), vectors(vectors_of(n)), is_signed(jaxq::JAXQ_ISA::is_signed(e)) {
+  Channels(const Epilogue& e, int64_t c, int64_t at, int64_t n)
+      : c(c), at(at), n(n), vectors(vectors_of(n)) {
+    is_signed = JAXQ_ISA::is_signed(e);
     const auto one = [&](const float* from, int v) {
       const int64_t rest = n - v * kLanes;
       return rest >= kLanes ? load(from + at + v * kLanes) : rest > 0 ? load(from + at + v * kLanes, rest) : all(0.0f);
@@ -110,11 +112,13 @@ struct Channels {
 
 // Vector v of a row's channels, `count` of them, before it is rounded to bytes; p: the row of the residual.
 template <Residual residual, bool kFull>
-JAXQ_INLINE inline F32 finished(I32 acc, const Epilogue& e, const Channels& channels, const uint8_t* p, int v, int64_t count) {
+JAXQ_INLINE inline F32 finished(I32 acc, const Epilogue& e, const Channels& channels, const uint8_t* p, int v,
+                                int64_t count) {
   const F32 y = add(mul(to_float(acc), load(channels.multiplier + v * kLanes)), load(channels.bias + v * kLanes));
   if constexpr (residual == Residual::none) return y;
   const int64_t at = channels.at + v * kLanes;
-  const F32 x = residual == Residual::bytes ? to_float(widened<kFull>(p + at, e.residual_dtype, count)) : residual_of(e, p, at, count);
+  const F32 x = residual == Residual::bytes ? to_float(widened<kFull>(p + at, e.residual_dtype, count))
+                                            : residual_of(e, p, at, count);
   return add(y, mul(x, all(e.residual_multiplier)));
 }
 
@@ -192,8 +196,8 @@ struct Floats {
 
 // Channels [at, at + count) of one row, a whole vector if kFull; p: the row of the residual.
 template <bool kFull>
-JAXQ_INLINE inline void finish_float(I32 acc, const Epilogue& e, const Floats& floats, const uint8_t* p, float* out, int64_t at,
-                                     int64_t count) {
+JAXQ_INLINE inline void finish_float(I32 acc, const Epilogue& e, const Floats& floats, const uint8_t* p, float* out,
+                                     int64_t at, int64_t count) {
   const auto of_channels = [&](const float* values) { return kFull ? load(values + at) : load(values + at, count); };
   const auto bounded = [](F32 x) { return min(all(FLT_MAX), max(all(-FLT_MAX), x)); };
   F32 y = mul(to_float(acc), of_channels(e.multiplier));
@@ -225,8 +229,8 @@ inline void look_up_rows(const Epilogue& e, int64_t row, int64_t rows, int64_t c
   look_up(out, e.out_stride, out, e.out_stride, rows, n, e.table);
 }
 
-// The accumulators that source.get(row, channel, n) gives vectors of, to the rows from `row` on and the channels from `channel`
-// on. A source counts both from 0; where n is a vector's size or less it may be asked for whole vectors.
+// The accumulators that source.get(row, channel, n) gives vectors of, to the rows from `row` on and the channels from
+// `channel` on. A source counts both from 0; it is asked for whole vectors, see Channels, of which n lanes are wanted.
 template <class Source>
 void finish(const Source& source, const Epilogue& e, int64_t row, int64_t rows, int64_t channel, int64_t n) {
   if (e.out_dtype == DType::f32) return finish_floats(source, e, Floats(e, channel, n), row, rows, channel, n);
@@ -243,86 +247,6 @@ inline void epilogue(const int32_t* acc, int64_t ld, const Epilogue& e, int64_t 
                      int64_t n) {
   finish(InMemory{acc, ld}, e, row, rows, channel, n);
 }
-
-// The same for the same n <= kGroups * kWidth channels of many rows; the tables are left for the end.
-template <int kGroups>
-class Finisher {
- public:
-  Finisher(const Epilogue& e, int64_t channel, int64_t n) : e_(e), channel_(channel), n_(n), floats_(e, channel, is_float() ? n : 0) {
-    if (is_float()) return;
-    residual_ = residual_kind(e);
-    for (int64_t c = 0; c < n; c += kWidth, ++groups_) {
-      channels_[groups_] = Channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
-      finish_[groups_] = finish_of<InMemory>(e, channels_[groups_]);
-      const bool whole = channels_[groups_].n == channels_[groups_].vectors * kLanes;
-      if (!channels_[groups_].bounded || (e.residual && !whole)) residual_ = Residual::other;
-    }
-  }
-
-  // Sums in memory, `ld` apart.
-  void finish(const int32_t* sums, int64_t ld, int64_t row, int64_t rows) const {
-    const InMemory source = {sums, ld};
-    if (is_float()) return finish_floats(source, e_, floats_, row, rows, channel_, n_);
-    for (int i = 0; i < groups_; ++i) finish_[i](source, e_, channels_[i], row, rows);
-  }
-
-  // Sums of kRows rows, kVectors vectors each; in registers if `often`, else by less code.
-  template <int kRows, int kVectors, bool often>
-  JAXQ_INLINE void finish(const Vectors<kRows * kVectors>& sums, int64_t row) const {
-    if constexpr (often) {
-      if (residual_ == Residual::none) return finish_in_registers<Residual::none, kRows, kVectors>(sums, row);
-      if (residual_ == Residual::bytes) return finish_in_registers<Residual::bytes, kRows, kVectors>(sums, row);
-    }
-    alignas(64) int32_t in_memory[kRows * kVectors * kLanes + kWidth];  // vectors are read that begin in the last row
-    each<kRows * kVectors>([&](auto i) JAXQ_INLINE { store(in_memory + i.value * kLanes, at<i.value>(sums)); });
-    finish(in_memory, kVectors * kLanes, row, kRows);
-  }
-
-  void look_up(int64_t row, int64_t rows) const {
-    if (e_.table) look_up_rows(e_, row, rows, channel_, n_);
-  }
-
- private:
-  bool is_float() const { return e_.out_dtype == DType::f32; }
-
-  template <Residual residual, int kRows, int kVectors>
-  JAXQ_INLINE void finish_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
-    constexpr int kOfRow = kVectors > 2 ? 4 : kVectors, kAtOnce = 4 / kOfRow;  // vectors, rows
-    each<(kVectors + 3) / 4>([&](auto g) JAXQ_INLINE {
-      const Channels& channels = channels_[g.value];
-      uint8_t* const first = e_.out + row * e_.out_stride + channels.at;
-      const int64_t stride = e_.out_stride;
-      each<(kRows + kAtOnce - 1) / kAtOnce>([&](auto step) JAXQ_INLINE {
-        alignas(64) uint8_t nowhere[kWidth];
-        uint8_t* out[kAtOnce];
-        const uint8_t* p[kAtOnce];
-        I32 q[4];
-        each<4>([&](auto i) JAXQ_INLINE {
-          constexpr int r = step.value * kAtOnce + i.value / kOfRow, v = i.value % kOfRow, all_v = g.value * 4 + v;
-          if constexpr (v == 0) {
-            out[i.value / kOfRow] = r < kRows ? first + r * stride : nowhere;
-            if constexpr (residual != Residual::none) p[i.value / kOfRow] = residual_row(e_, row + r);
-          }
-          if constexpr (r < kRows && all_v < kVectors) {
-            const I32 sum = at<r * kVectors + all_v>(sums);
-            q[i.value] = round(finished<residual, true>(sum, e_, channels, p[i.value / kOfRow], v, kLanes));
-          } else {
-            q[i.value] = zero();
-          }
-        });
-        store_parts<kAtOnce>(out, channels.clipped(channels.to_bytes(q)), channels.n);
-      });
-    });
-  }
-
-  const Epilogue& e_;
-  int64_t channel_, n_;
-  Floats floats_;
-  Residual residual_ = Residual::other;  // other: not in registers
-  int groups_ = 0;
-  Channels channels_[kGroups];
-  Finish<InMemory> finish_[kGroups];
-};
 
 }  // namespace JAXQ_ISA
 }  // namespace jaxq

@@ -25,8 +25,8 @@ struct Panel {
 template <int kBlocks>
 using PanelFinisher = Finisher<Panel<kBlocks>::kGroups>;
 
-// kRows rows, `rows` where each begins, to the outputs from `row` on. Meanwhile, a line of `ahead` at each step comes nearer, unless it is
-// null.
+// kRows rows, `rows` where each begins, to the outputs from `row` on. Meanwhile, a line of `ahead` at each step comes
+// nearer, unless it is null.
 template <int kRows, int kBlocks>
 void gemm_block(const Gemm& g, const Panel<kBlocks>& panel, const PanelFinisher<kBlocks>& finisher,
                 const uint8_t* const* rows, const uint8_t* ahead, int64_t row) {

@@ -62,8 +62,8 @@ struct Epilogue {
 // what the blocks' sums are multiplied with to make up for it (-1: int8 as uint8, 1: uint8 as int8, 0: not flipped).
 //
 // A row may lie in several runs of memory, as a convolution's window does, whose rows begin some pixels apart: row r's
-// begin at lines[p / width] + p % width * lda, where p = column + r. A run is read to the next multiple of 4 bytes, which B has zeros for.
-// Instruction sets that do not take runs have one, read to the next multiple of 64, and one line.
+// begin at lines[p / width] + p % width * lda, where p = column + r. A run is read to the next multiple of 4 bytes, which
+// B has zeros for. Instruction sets that do not take runs have one, read to the next multiple of 64, and one line.
 struct Gemm {
   const uint8_t* const* lines;
   int64_t width, column, lda;

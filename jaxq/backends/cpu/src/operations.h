@@ -117,11 +117,13 @@ class Operations {
     const Input input(w, images, x.room, channels, kernels_);
     const int64_t all_blocks = round_up(of_group, kBlock) / kBlock;
     const Things pixels = {rows, std::clamp<int64_t>(kRowsBytes / input.bytes_of_row(), 32, 256), 48};
-    const Split split(pixels, {all_blocks, std::max<int64_t>(kWeightBytes / block, 4), 8}, groups, threads_for(rows * k * features / 8));
+    const Things blocks_of_channels = {all_blocks, std::max<int64_t>(kWeightBytes / block, 4), 8};
+    const Split split(pixels, blocks_of_channels, groups, threads_for(rows * k * features / 8));
+    const int64_t unit = std::min<int64_t>(all_blocks / split.channels, 2);
     team_.parallel(split.rows * groups * split.channels, [&](int64_t task) {
       const Range some = part(rows, task / (groups * split.channels), split.rows);
       const int64_t group = task / split.channels % groups;
-      const Range blocks = part(all_blocks, task % split.channels, split.channels, std::min<int64_t>(all_blocks / split.channels, 2));
+      const Range blocks = part(all_blocks, task % split.channels, split.channels, unit);
       if (some.first == some.last || blocks.first == blocks.last) return;
       Gemm g = {};
       input.set_rows(g, group * channels, some.first, some.last);

@@ -111,7 +111,9 @@ inline void pack_sums(int64_t k, uint8_t* packed) {
   uint8_t* end = packed + packed_block(k) - 4 * kBlock;
   for (int v = 0; v < kVectors; ++v) {
     I32 sum = zero();
-    for (const uint8_t* line = packed; line < end; line += 4 * kBlock) sum = dot4(sum, splat(1), load_bytes(line + v * 4 * kLanes));
+    for (const uint8_t* line = packed + v * 4 * kLanes; line < end; line += 4 * kBlock) {
+      sum = dot4(sum, splat(1), load_bytes(line));
+    }
     store(reinterpret_cast<int32_t*>(end) + v * kLanes, mul(sum, all(128)));
   }
 }

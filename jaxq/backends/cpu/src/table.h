@@ -8,6 +8,7 @@
 // The order matters: each file uses what the ones before it define.
 #include "registers.h"
 #include "epilogue.h"
+#include "finisher.h"
 #ifndef JAXQ_OWN_GEMM
 #include "gemm.h"
 #endif

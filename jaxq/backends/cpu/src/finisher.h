@@ -1,0 +1,89 @@
+// The epilogue of sums that a matrix product has just made, in registers or in memory.
+#pragma once
+
+namespace jaxq {
+namespace JAXQ_ISA {
+
+// numerics.epilogue for the same n <= kGroups * kWidth channels of many rows; the tables are left for the end.
+template <int kGroups>
+class Finisher {
+ public:
+  Finisher(const Epilogue& e, int64_t channel, int64_t n)
+      : e_(e), channel_(channel), n_(n), floats_(e, channel, is_float() ? n : 0) {
+    if (is_float()) return;
+    residual_ = residual_kind(e);
+    for (int64_t c = 0; c < n; c += kWidth, ++groups_) {
+      channels_[groups_] = Channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
+      finish_[groups_] = finish_of<InMemory>(e, channels_[groups_]);
+      const bool whole = channels_[groups_].n == channels_[groups_].vectors * kLanes;
+      if (!channels_[groups_].bounded || (e.residual && !whole)) residual_ = Residual::other;
+    }
+  }
+
+  // Sums in memory, `ld` apart.
+  void finish(const int32_t* sums, int64_t ld, int64_t row, int64_t rows) const {
+    const InMemory source = {sums, ld};
+    if (is_float()) return finish_floats(source, e_, floats_, row, rows, channel_, n_);
+    for (int i = 0; i < groups_; ++i) finish_[i](source, e_, channels_[i], row, rows);
+  }
+
+  // Sums of kRows rows, kVectors vectors each; in registers if `often`, else by less code.
+  template <int kRows, int kVectors, bool often>
+  JAXQ_INLINE void finish(const Vectors<kRows * kVectors>& sums, int64_t row) const {
+    if constexpr (often) {
+      if (residual_ == Residual::none) return finish_in_registers<Residual::none, kRows, kVectors>(sums, row);
+      if (residual_ == Residual::bytes) return finish_in_registers<Residual::bytes, kRows, kVectors>(sums, row);
+    }
+    alignas(64) int32_t in_memory[kRows * kVectors * kLanes + kWidth];  // vectors are read that begin in the last row
+    each<kRows * kVectors>([&](auto i) JAXQ_INLINE { store(in_memory + i.value * kLanes, at<i.value>(sums)); });
+    finish(in_memory, kVectors * kLanes, row, kRows);
+  }
+
+  void look_up(int64_t row, int64_t rows) const {
+    if (e_.table) look_up_rows(e_, row, rows, channel_, n_);
+  }
+
+ private:
+  bool is_float() const { return e_.out_dtype == DType::f32; }
+
+  template <Residual residual, int kRows, int kVectors>
+  JAXQ_INLINE void finish_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
+    constexpr int kOfRow = kVectors > 2 ? 4 : kVectors, kAtOnce = 4 / kOfRow;  // vectors, rows
+    each<(kVectors + 3) / 4>([&](auto g) JAXQ_INLINE {
+      const Channels& channels = channels_[g.value];
+      uint8_t* const first = e_.out + row * e_.out_stride + channels.at;
+      const int64_t stride = e_.out_stride;
+      each<(kRows + kAtOnce - 1) / kAtOnce>([&](auto step) JAXQ_INLINE {
+        alignas(64) uint8_t nowhere[kWidth];
+        uint8_t* out[kAtOnce];
+        const uint8_t* p[kAtOnce];
+        I32 q[4];
+        each<4>([&](auto i) JAXQ_INLINE {
+          constexpr int r = step.value * kAtOnce + i.value / kOfRow, v = i.value % kOfRow, all_v = g.value * 4 + v;
+          if constexpr (v == 0) {
+            out[i.value / kOfRow] = r < kRows ? first + r * stride : nowhere;
+            if constexpr (residual != Residual::none) p[i.value / kOfRow] = residual_row(e_, row + r);
+          }
+          if constexpr (r < kRows && all_v < kVectors) {
+            const I32 sum = at<r * kVectors + all_v>(sums);
+            q[i.value] = round(finished<residual, true>(sum, e_, channels, p[i.value / kOfRow], v, kLanes));
+          } else {
+            q[i.value] = zero();
+          }
+        });
+        store_parts<kAtOnce>(out, channels.clipped(channels.to_bytes(q)), channels.n);
+      });
+    });
+  }
+
+  const Epilogue& e_;
+  int64_t channel_, n_;
+  Floats floats_;
+  Residual residual_ = Residual::other;  // other: not in registers
+  int groups_ = 0;
+  Channels channels_[kGroups];
+  Finish<InMemory> finish_[kGroups];
+};
+
+}  // namespace JAXQ_ISA
+}  // namespace jaxq
