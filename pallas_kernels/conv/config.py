@@ -111,7 +111,11 @@ def mma_candidates(geometry: Geometry, *, has_residual: bool = False) -> tuple[C
 
 def dot4_candidates(geometry: Geometry) -> tuple[ConvDot4Config, ...]:
     """Tactics of dp4a worth timing, likewise; none for what it does not take."""
-    return tuple(ConvDot4Config(*tile) for tile in _tiles_by_channel(geometry)) if is_in_fours(geometry) else ()
+    if not is_in_fours(geometry):
+        return ()
+    # Under 25 taps, all unrolled, 128 channels have no registers left on sm_90: 16 bytes spill.
+    widest = 128 if math.prod(geometry.kernel) <= 16 else 64
+    return tuple(ConvDot4Config(*tile) for tile in _tiles_by_channel(geometry) if tile[1] <= widest)
 
 
 def channel_candidates(geometry: Geometry) -> tuple[ConvChannelConfig, ...]:
