@@ -1,6 +1,7 @@
 """jaxq quantizes JAX models: a Flax model and calibration batches in, the same function in int8 out."""
 
 from jaxq.api import calibrate, load, quantize
+from jaxq.attribution import Sensitivity, sensitivity
 from jaxq.calibration.result import Calibration
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, JaxqError, PlanError, TraceError, UnsupportedError
@@ -15,10 +16,12 @@ __all__ = [
     "PlanError",
     "QuantConfig",
     "QuantizedModel",
+    "Sensitivity",
     "TraceError",
     "UnsupportedError",
     "__version__",
     "calibrate",
     "load",
     "quantize",
+    "sensitivity",
 ]

@@ -31,7 +31,7 @@ from jaxq.passes.place import Placement, place
 from jaxq.plan import tune
 from jaxq.plan.plan import Plan
 from jaxq.plan.timing import TimingCache
-from jaxq.qmodel import QuantizedModel, model_of
+from jaxq.qmodel import Origin, QuantizedModel, model_of
 from jaxq.report import Summary, Tuning, rows
 
 # Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
@@ -146,7 +146,7 @@ def quantized(
         unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
-    return model_of(plan, int8.params)
+    return model_of(plan, int8.params, Origin(network.graph, placement, thresholds, config))
 
 
 def _thresholds(
@@ -187,7 +187,7 @@ def tuned(
     found = tune.fastest(calls, seconds / 2)
     tuning = Tuning(cache.device, batch, found, tune.choice(found), twins.layers(), cache.used)
     best = models[tuning.chosen]
-    return QuantizedModel(best.params, replace(best.plan, summary=replace(best.summary(), tuning=tuning)))
+    return QuantizedModel(best.params, replace(best.plan, summary=replace(best.summary(), tuning=tuning)), best.origin)
 
 
 def _check_variables(params: Any) -> None:

@@ -1,7 +1,8 @@
 """The quantized model that a user holds: a plan with its parameters."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -9,16 +10,36 @@ import jax
 import jax.numpy as jnp
 
 from jaxq import backends
+from jaxq.config import QuantConfig
+from jaxq.graph.node import Graph
+from jaxq.passes.masks import Masked
+from jaxq.passes.place import Placement
 from jaxq.plan import ahead, artifact
 from jaxq.plan.ahead import CompiledModel
 from jaxq.plan.plan import Plan
 from jaxq.report import Summary
 
 
-def model_of(plan: Plan, params: Mapping[str, Any]) -> "QuantizedModel":
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a plan was made from: the simplified float graph, which nodes of it are in int8, and the thresholds of their
+    scale groups."""
+
+    graph: Graph
+    placement: Placement
+    thresholds: Mapping[str, float]
+    config: QuantConfig
+
+    @cached_property
+    def masked(self) -> Masked:
+        """The float graph with its int8 nodes under a mask."""
+        return Masked(self.graph, self.placement, self.thresholds, self.config)
+
+
+def model_of(plan: Plan, params: Mapping[str, Any], origin: Origin | None = None) -> "QuantizedModel":
     """The plan with its parameters in the form that this machine's backend reads."""
     packed = backends.prepare(plan.gathered, params)
-    return QuantizedModel(jax.tree.map(jnp.asarray, packed), plan)
+    return QuantizedModel(jax.tree.map(jnp.asarray, packed), plan, origin)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -32,17 +53,19 @@ class QuantizedModel:
       params: {parameter name: array}: int8 weights, multipliers, biases and what stayed in float; a copy. `apply` takes
         others.
       plan: what computes with them.
+      origin: what `quantize` made the plan from, its float weights too; None of a file, or a pytree's copy.
     """
 
-    def __init__(self, params: Mapping[str, Any], plan: Plan) -> None:
+    def __init__(self, params: Mapping[str, Any], plan: Plan, origin: Origin | None = None) -> None:
         self._params = dict(params)
         self.plan = plan
+        self.origin = origin
 
     @property
     def params(self) -> dict[str, Any]:
         return dict(self._params)
 
-    @functools.cached_property
+    @cached_property
     def _flat(self) -> tuple[tuple[Any, ...], Any]:
         leaves, tree = jax.tree.flatten(self._params)
         return tuple(leaves), tree
@@ -109,7 +132,7 @@ class QuantizedModel:
     @classmethod
     def tree_unflatten(cls, plan: Plan, children: tuple[dict[str, Any]]) -> "QuantizedModel":
         model = object.__new__(cls)
-        model._params, model.plan = children[0], plan
+        model._params, model.plan, model.origin = children[0], plan, None
         return model
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ ORDER = (
     ("backends",),
     ("plan",),
     ("qmodel",),
+    ("attribution",),
     ("build",),
     ("api",),
     ("__init__",),

@@ -197,12 +197,17 @@ class _Lowering:
         return node.with_operands(operands, aval=Aval(node.aval.shape, dtype), qtype=qtype, fused=words)
 
     def _weight(self, node: Node) -> tuple[Node, np.ndarray]:
-        value = node.operand("weight").value
-        by_channel = value if node.op == "conv" else value.T
-        method, scales = self.config.for_weights(node.name)
-        quantized, scale = numerics.quantize_weight(by_channel, method=method, per_channel=scales == "channel")
-        stored = quantized if node.op == "conv" else np.ascontiguousarray(quantized.T)
-        return constant(stored, f"{node.name}/weight").replace(qtype=QType("int8", scale)), scale
+        weight, scale = quantized_weight(node, self.config)
+        return constant(weight, f"{node.name}/weight").replace(qtype=QType("int8", scale)), scale
+
+
+def quantized_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of a float conv or dot in int8, in the op's own layout, and its scales, float64, one a channel."""
+    value = node.operand("weight").value
+    by_channel = value if node.op == "conv" else value.T
+    method, scales = config.for_weights(node.name)
+    quantized, scale = numerics.quantize_weight(by_channel, method=method, per_channel=scales == "channel")
+    return quantized if node.op == "conv" else np.ascontiguousarray(quantized.T), scale
 
 
 # In the order in which an epilogue does them.
