@@ -2,13 +2,16 @@
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxq import build
+from jaxq import accuracy, build
+from jaxq.accuracy import Demand, Metric
 from jaxq.build import Network
 from jaxq.calibration import distributed
 from jaxq.calibration.batches import Batches
@@ -31,6 +34,8 @@ def quantize(
     allow_stale: bool = False,
     tune: str | float = "off",
     tune_batch: int | None = None,
+    max_drop: float | None = None,
+    metric: Metric | None = None,
 ) -> QuantizedModel:
     """The same function in int8.
 
@@ -52,18 +57,22 @@ def quantize(
         in int8 and in float on this machine, and then whole networks: int8, float, and the mix that keeps in float the
         regions where int8 loses. The fastest is taken; `summary()` says what it took.
       tune_batch: the batch size to measure at; that of the first calibration batch unless given.
+      max_drop: keeps the fewest layers in float with which `metric` is at most so much lower than that of the float
+        function; what is measured on the way is written to stderr, and stands in `summary()`.
+      metric: takes a function of the model's arguments, and returns how good it is, the higher the better:
+        lambda predict: float((predict(images).argmax(-1) == labels).mean())
 
     Raises:
       TraceError: the function does not trace, or is in training mode.
       CalibrationError: batches are missing, empty, malformed or not finite, or the calibration is of another network.
       UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
     """
-    config, seconds = _checked(config), _budget(tune, tune_batch)
+    config, seconds, demand = _checked(config), _budget(tune, tune_batch), _demand(max_drop, metric)
     variables, batches = _arguments(model, variables, batches)
     if calibration is None:
         stream = Batches(batches)
         network = build.network(model, variables, static_kwargs, stream.signature)
-        calibration = build.calibrate(network, network.place(config), config, stream)
+        calibration = build.calibrate(network, network.place(config), config, stream, sampled=demand is not None)
     else:
         if batches is not None:
             raise CalibrationError("batches: takes no batches beside a calibration; hand in one of the two")
@@ -77,9 +86,33 @@ def quantize(
             raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
         calibration.check(network.fingerprint, allow_stale=allow_stale)
     _warn_of_unmatched_rules(network, config)
+    if demand is not None:
+        return _accurate(network, config, calibration, demand, seconds, tune_batch)
     if seconds:
         return build.tuned(network, config, calibration, seconds, tune_batch)
     return build.quantized(network, config, calibration)
+
+
+def _accurate(
+    network: Network,
+    config: QuantConfig,
+    calibration: Calibration,
+    demand: Demand,
+    seconds: float,
+    batch: int | None,
+) -> QuantizedModel:
+    """The plan that meets the demand; the fastest such one, where there are seconds to measure."""
+    twins = None
+    if seconds:
+        placement = network.place(config, calibration.statistics.unseen)
+        twins = build.timed(network, config, calibration, placement, seconds / 2, batch).twins
+    held = accuracy.hold(network, config, calibration, demand, twins)
+    if seconds:
+        will_do = partial(held.is_accurate, demand)
+        model = build.tuned(network, config, calibration, seconds, batch, held.in_float, will_do)
+    else:
+        model = build.quantized(network, config, calibration, held.in_float)
+    return model.with_summary(replace(model.summary(), accuracy=held.accuracy))
 
 
 def calibrate(
@@ -147,6 +180,16 @@ def _budget(tune: str | float, batch: int | None) -> float:
     if isinstance(tune, int | float) and not isinstance(tune, bool) and 0 < tune < float("inf"):
         return float(tune)
     raise UnsupportedError(f"tune: takes one of {tuple(_BUDGETS)} or a number of seconds, not {tune!r}")
+
+
+def _demand(max_drop: float | None, metric: Metric | None) -> Demand | None:
+    if max_drop is None and metric is None:
+        return None
+    if isinstance(max_drop, bool) or not isinstance(max_drop, int | float) or not 0 <= max_drop < float("inf"):
+        raise UnsupportedError(f"max_drop: takes a number from 0 on, not {max_drop!r}")
+    if not callable(metric):
+        raise UnsupportedError(f"metric: takes a function of the model that returns a number, not {metric!r}")
+    return Demand(float(max_drop), metric)
 
 
 def _arguments(model: Any, variables: Any, batches: Any) -> tuple[Any, Any]:

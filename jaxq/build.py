@@ -82,8 +82,9 @@ def calibrate(
     mesh: jax.sharding.Mesh | None = None,
     until: str | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    sampled: bool = False,
 ) -> Calibration:
-    """One pass over the stream, and the errors that "auto" needs."""
+    """One pass over the stream, and the errors that "auto" needs; some examples are kept for it, or if `sampled`."""
     methods = scales.methods(placement, config)
     automatic = [tensor for tensor, method in methods.items() if method == "auto"]
 
@@ -96,7 +97,7 @@ def calibrate(
         network.graph,
         scales.observed(place(network.graph, QuantConfig())),  # what any rules may need
         stream,
-        NUM_SAMPLES if automatic else 0,
+        NUM_SAMPLES if automatic or sampled else 0,
         network.fingerprint,
         backends.calibration(),
         mesh=mesh,
@@ -129,10 +130,11 @@ def _errors(
 
 
 def quantized(
-    network: Network, config: QuantConfig, calibration: Calibration, placement: Placement | None = None
+    network: Network, config: QuantConfig, calibration: Calibration, in_float: Mapping[str, str] | None = None
 ) -> QuantizedModel:
-    """The plan of all that the placement has in int8; of all that can be unless one is given."""
-    placement = placement or network.place(config, calibration.statistics.unseen)
+    """The plan of all that can be in int8, but the nodes `in_float`: {name: why}."""
+    unseen = calibration.statistics.unseen
+    placement = place(network.graph, config, unseen, in_float) if in_float else network.place(config, unseen)
     thresholds, chosen = _thresholds(network, config, calibration, placement)
     int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
 
@@ -162,32 +164,68 @@ def _thresholds(
     return {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}, [m for m, _ in chosen.values()]
 
 
-def tuned(
-    network: Network, config: QuantConfig, calibration: Calibration, seconds: float, batch: int | None
-) -> QuantizedModel:
-    """The fastest of int8, float and mixes of both, by what each takes on this machine."""
-    graph, unseen = network.graph, calibration.statistics.unseen
-    placement = network.place(config, unseen)
+@dataclass(frozen=True)
+class Timings:
+    """What each layer takes on this machine at the batch size, and where that is kept."""
+
+    twins: tune.Twins
+    batch: int
+    cache: TimingCache
+
+
+def timed(
+    network: Network,
+    config: QuantConfig,
+    calibration: Calibration,
+    placement: Placement,
+    seconds: float,
+    batch: int | None,
+) -> Timings:
+    """The times of the layers that are placed in int8, there and in float; at that batch size, or at the first
+    calibration batch's."""
+    graph = network.graph
     thresholds, _ = _thresholds(network, config, calibration, placement)
     apart = passes.quantize(graph, placement, thresholds, config, merging=False)
     leaves = zip(graph.inputs, calibration.signature.leaves, strict=True)
     batch = batch or next((leaf.shape[0] for node, leaf in leaves if node.aval.leads_batch), 1)
     cache = TimingCache()
-    twins = tune.time_twins(graph, placement, apart, batch, cache, seconds / 2)
+    twins = tune.time_twins(graph, placement, apart, batch, cache, seconds)
     cache.save()
+    return Timings(twins, batch, cache)
+
+
+def tuned(
+    network: Network,
+    config: QuantConfig,
+    calibration: Calibration,
+    seconds: float,
+    batch: int | None,
+    held: Mapping[str, str] | None = None,
+    is_accurate: Callable[[QuantizedModel], bool] = lambda _: True,
+) -> QuantizedModel:
+    """The fastest of int8, float and mixes of both, by what each takes on this machine.
+
+    Args:
+      held: {node that stays in float in all of them: why}.
+      is_accurate: whether a model will do.
+    """
+    graph, unseen, held = network.graph, calibration.statistics.unseen, held or {}
+    placement = place(graph, config, unseen, held) if held else network.place(config, unseen)
+    timings = timed(network, config, calibration, placement, seconds / 2, batch)
+    twins, cache = timings.twins, timings.cache
 
     def model(in_float: Collection[str]) -> QuantizedModel:
-        reasons = {name: twins.reason(name) for name in in_float}
-        return quantized(network, config, calibration, place(graph, config, unseen, reasons))
+        return quantized(network, config, calibration, {**held, **{name: twins.reason(name) for name in in_float}})
 
     models = {name: model(in_float) for name, in_float in tune.precisions(graph, placement, twins, seconds).items()}
-    args = tune.arguments(graph, network.traced.in_tree, batch)
+    args = tune.arguments(graph, network.traced.in_tree, timings.batch)
     calls: dict[str, Any] = {name: partial(model, *args) for name, model in models.items()}
     calls["function"] = partial(jax.jit(network.function), network.variables, *args)
     found = tune.fastest(calls, seconds / 2)
-    tuning = Tuning(cache.device, batch, found, tune.choice(found), twins.layers(), cache.used)
-    best = models[tuning.chosen]
-    return QuantizedModel(best.params, replace(best.plan, summary=replace(best.summary(), tuning=tuning)), best.origin)
+    chosen = next(name for name in tune.choices(found) if is_accurate(models[name]))
+    tuning = Tuning(cache.device, timings.batch, found, chosen, twins.layers(), cache.used)
+    best = models[chosen]
+    return best.with_summary(replace(best.summary(), tuning=tuning))
 
 
 def _check_variables(params: Any) -> None:

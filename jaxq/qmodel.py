@@ -1,7 +1,7 @@
 """The quantized model that a user holds: a plan with its parameters."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -86,6 +86,10 @@ class QuantizedModel:
     def summary(self) -> Summary:
         """What was fused, in which precision, and what stayed in float and why: print it, or read its `nodes`."""
         return self.plan.summary
+
+    def with_summary(self, summary: Summary) -> "QuantizedModel":
+        """The same model, which says that of itself."""
+        return QuantizedModel(self.params, replace(self.plan, summary=summary), self.origin)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the plan and its weights to one file, atomically.

@@ -74,6 +74,35 @@ class Tuning:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """What `max_drop` chose.
+
+    Attributes:
+      in_float: the metric of the function itself.
+      max_drop: how far below it the plan's may be.
+      frontier: {number of layers in float: the metric}, as far as it was measured, ascending.
+      layers: those that were chosen to stay in float.
+    """
+
+    in_float: float
+    max_drop: float
+    frontier: Mapping[int, float]
+    layers: tuple[str, ...]
+
+    def drop(self, count: int) -> float:
+        return self.in_float - self.frontier[count]
+
+    def lines(self) -> list[str]:
+        count = len(self.layers)
+        points = ", ".join(f"{layers}: {metric:.4g}" for layers, metric in self.frontier.items())
+        return [
+            f"accuracy: {self.frontier[count]:.4g} with {count} layers kept in float for it, {self.in_float:.4g} in "
+            f"float: a drop of {self.drop(count):.3g}, at most {self.max_drop:g}",
+            f"accuracy by the number of layers in float: {points}",
+        ]
+
+
+@dataclass(frozen=True)
 class Summary:
     """`nodes` as data; printed, a table with totals.
 
@@ -84,6 +113,7 @@ class Summary:
       methods: how many scale groups took each calibration method.
       unmatched_rules: patterns of rules that matched no layer.
       tuning: what measuring chose, or None.
+      accuracy: what `max_drop` chose, or None.
     """
 
     nodes: tuple[Row, ...]
@@ -93,6 +123,7 @@ class Summary:
     methods: Mapping[str, int]
     unmatched_rules: tuple[str, ...]
     tuning: Tuning | None = None
+    accuracy: Accuracy | None = None
 
     def __str__(self) -> str:
         total = sum(row.macs for row in self.nodes) or 1
@@ -128,7 +159,7 @@ class Summary:
             macs = sum(row.macs for row in rows)
             lines.append(f"float: {len(rows)} ({macs / total:.1%} of the multiply-adds), {reason}: {names}")
         lines.extend(f"rule {pattern!r} matched no layer" for pattern in self.unmatched_rules)
-        return lines + (self.tuning.lines() if self.tuning else [])
+        return lines + [line for chosen in (self.accuracy, self.tuning) if chosen for line in chosen.lines()]
 
 
 def _cells(row: Row, total: int) -> tuple[str, ...]:

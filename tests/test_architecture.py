@@ -19,6 +19,7 @@ ORDER = (
     ("qmodel",),
     ("attribution",),
     ("build",),
+    ("accuracy",),
     ("api",),
     ("__init__",),
     ("cli",),

@@ -90,5 +90,5 @@ def _scales(node: Node, placement: Placement, thresholds: Mapping[str, float]) -
     }
 
 
-def _rounded(x: jax.Array, scale: np.float32, dtype: str) -> jax.Array:
+def _rounded(x: jax.Array, scale: Any, dtype: str) -> jax.Array:
     return numerics.dequantize(numerics.quantize(x, np.float32(1) / scale, dtype=dtype), scale, dtype=x.dtype)

@@ -15,7 +15,7 @@ from jaxq.graph.node import Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan import stablehlo
 from jaxq.plan.plan import Plan
-from jaxq.report import Summary, Tuning, rows
+from jaxq.report import Accuracy, Summary, Tuning, rows
 from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
 
@@ -87,11 +87,12 @@ def _check_shapes(graph: Graph) -> Graph:
 def _summary_data(summary: Summary) -> dict[str, Any]:
     """All but the rows, which follow from the graph."""
     data = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary) if field.name != "nodes"}
-    return data | {"tuning": summary.tuning and dataclasses.asdict(summary.tuning)}
+    chosen = {"tuning": summary.tuning, "accuracy": summary.accuracy}
+    return data | {name: value and dataclasses.asdict(value) for name, value in chosen.items()}
 
 
 def _summary(data: Mapping[str, Any], graph: Graph) -> Summary:
-    tuning = data.get("tuning")
+    tuning, accuracy = data.get("tuning"), data.get("accuracy")
     return Summary(
         nodes=rows(graph),
         float_bytes=int(data["float_bytes"]),
@@ -100,6 +101,7 @@ def _summary(data: Mapping[str, Any], graph: Graph) -> Summary:
         methods={str(method): int(count) for method, count in data["methods"].items()},
         unmatched_rules=tuple(map(str, data["unmatched_rules"])),
         tuning=None if tuning is None else _tuning(tuning),
+        accuracy=None if accuracy is None else _accuracy(accuracy),
     )
 
 
@@ -112,6 +114,13 @@ def _tuning(data: Mapping[str, Any]) -> Tuning:
         layers={str(name): (float(int8), float(in_float)) for name, (int8, in_float) in data["layers"].items()},
         timings={str(what): float(seconds) for what, seconds in data["timings"].items()},
     )
+
+
+def _accuracy(data: Mapping[str, Any]) -> Accuracy:
+    layers, frontier = tuple(map(str, data["layers"])), {int(n): float(m) for n, m in data["frontier"].items()}
+    if len(layers) not in frontier:
+        raise ValueError("the accuracy of the chosen layers is missing")
+    return Accuracy(float(data["in_float"]), float(data["max_drop"]), frontier, layers)
 
 
 @dataclasses.dataclass

@@ -194,11 +194,11 @@ def slower_in_int8(graph: Graph, placement: Placement, twins: Twins, borders: fl
 _EVEN = 1.03
 
 
-def choice(seconds: Mapping[str, float]) -> str:
-    """The fastest network of those that were timed, int8 where it is even; the user's function is none of them."""
-    plans = {name: taken for name, taken in seconds.items() if name != "function"}
-    best = min(plans.values())
-    return next(name for name, taken in plans.items() if taken <= (_EVEN if name == "int8" else 1.0) * best)
+def choices(seconds: Mapping[str, float]) -> list[str]:
+    """The networks that were timed, the fastest first, but int8 where it is even with it; the user's function is none
+    of them."""
+    plans = {name: taken / (_EVEN if name == "int8" else 1.0) for name, taken in seconds.items() if name != "function"}
+    return sorted(plans, key=lambda name: (plans[name], name != "int8"))
 
 
 def arguments(graph: Graph, in_tree: Any, batch: int) -> Any:
