@@ -169,17 +169,17 @@ def _checked(config: QuantConfig | None) -> QuantConfig:
 
 
 # Seconds that `tune` measures for.
-_BUDGETS = {"off": 0.0, "fast": 30.0, "full": 300.0}
+BUDGETS = {"off": 0.0, "fast": 30.0, "full": 300.0}
 
 
 def _budget(tune: str | float, batch: int | None) -> float:
     if batch is not None and not (isinstance(batch, int) and batch > 0):
         raise UnsupportedError(f"tune_batch: takes a positive integer, not {batch!r}")
-    if isinstance(tune, str) and tune in _BUDGETS:
-        return _BUDGETS[tune]
+    if isinstance(tune, str) and tune in BUDGETS:
+        return BUDGETS[tune]
     if isinstance(tune, int | float) and not isinstance(tune, bool) and 0 < tune < float("inf"):
         return float(tune)
-    raise UnsupportedError(f"tune: takes one of {tuple(_BUDGETS)} or a number of seconds, not {tune!r}")
+    raise UnsupportedError(f"tune: takes one of {tuple(BUDGETS)} or a number of seconds, not {tune!r}")
 
 
 def _demand(max_drop: float | None, metric: Metric | None) -> Demand | None:

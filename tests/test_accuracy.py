@@ -87,7 +87,7 @@ def test_it_is_saved(tmp_path):
 def times(monkeypatch, tmp_path):
     """Sets what whole networks take; every layer alone takes 1 ms."""
     monkeypatch.setenv("JAXQ_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tune, "_timed", lambda calls, cache: [1e-3 for _ in calls])
+    monkeypatch.setattr(tune, "timed", lambda calls, cache: [1e-3 for _ in calls])
 
     def set_times(**whole):
         monkeypatch.setattr(tune, "fastest", lambda calls, seconds: {name: whole.get(name, 9.0) for name in calls})

@@ -17,7 +17,7 @@ ORDER = (
     ("backends",),
     ("plan",),
     ("qmodel",),
-    ("attribution",),
+    ("attribution", "retune"),
     ("build",),
     ("accuracy",),
     ("api",),

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxq.cli import bench, diff, inspect, verify
+from jaxq.cli import bench, diff, inspect, tune, verify
 from jaxq.errors import JaxqError
 from jaxq.version import __version__
 
@@ -13,6 +13,7 @@ _EPILOG = """\
 examples:
   jaxq inspect net.jaxq                              what is in the file, layer by layer
   jaxq bench net.jaxq --batch 1,8,32 --against float latency and throughput, beside float
+  jaxq tune net.jaxq -o tuned.jaxq                   layers to float where int8 is slower on this machine
   jaxq diff old.jaxq new.jaxq                        what differs, down to scales and weights
   jaxq verify net.jaxq                               every bit, computed once more by NumPy
 
@@ -50,12 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxq",
-        description="Looks into the .jaxq files that QuantizedModel.save writes, times, compares and checks them.",
+        description="Looks into .jaxq files that QuantizedModel.save writes; times, tunes, compares and checks them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jaxq {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (inspect, bench, diff, verify):
+    for command in (inspect, bench, tune, diff, verify):
         command.add_to(commands)
     return parser

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 
 import jaxq
-from jaxq.cli import float_form
 from jaxq.cli.arguments import batch_sizes, check_batch, draw, follows_batch, seed
 from jaxq.cli.layers import LayerTimes, layer_times
 from jaxq.cli.stopwatch import Times, first_call, interleaved, load
 from jaxq.cli.text import add_command, counted, print_json, progress, table
 from jaxq.graph.evaluate import evaluate
+from jaxq.plan.lift import is_liftable, lift
 from jaxq.plan.plan import Plan
 
 PERCENTILES = (50, 90, 99)
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         "device": f"{device.platform} ({device.device_kind})",
         "machine": load(),
         "jax": jax.__version__,
-        "tables_in_float": float_form.unnamed(plan.graph) if options.against else [],
+        "tables_in_float": _tables(plan) if options.against else [],
     }
     if options.json:
         print_json(facts | {"batches": [batch.data() for batch in batches]})
@@ -101,14 +101,20 @@ def run(options: argparse.Namespace) -> int:
 
 def _in_float(plan: Plan) -> Callable[[int, Any], Callable[[], Any]]:
     """A batch size and arguments to the call of the plan's float form."""
-    params = jax.tree.map(jnp.asarray, float_form.parameters(plan.graph))
+    graph = lift(plan.graph)
+    params = jax.tree.map(jnp.asarray, graph.params)
 
     def at(size: int, args: Any) -> Callable[[], Any]:
-        graph = plan.graph.bind(size)
-        run = jax.jit(lambda params, leaves: evaluate(graph, params, leaves, float_form.lower))
+        bound = graph.bind(size)
+        run = jax.jit(lambda params, leaves: evaluate(bound, params, leaves))
         return functools.partial(run, params, jax.tree.leaves(args))
 
     return at
+
+
+def _tables(plan: Plan) -> list[str]:
+    """The nodes whose function stays a table in float."""
+    return [node.name for node in plan.graph.all_nodes if node.get("table") is not None and not is_liftable(node)]
 
 
 @dataclass(frozen=True)

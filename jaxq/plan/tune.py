@@ -6,25 +6,20 @@ is one call, so that whole networks have the last word: `fastest` times int8, fl
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-from jaxq import backends, numerics
+from jaxq import backends
 from jaxq.backends import xla
-from jaxq.graph.evaluate import Lower, evaluate
-from jaxq.graph.node import ANCHORS, LAYOUT, Aval, Graph, Node, bind
+from jaxq.graph.node import ANCHORS, LAYOUT, Graph, bind
 from jaxq.passes.place import Placement, data_inputs
+from jaxq.plan.alone import Call, alone, borders, call, described, timed
 from jaxq.plan.cut import Costs, cheapest
 from jaxq.plan.timing import TimingCache, drawn, interleaved
-
-# Seconds of turns for one comparison.
-_TURNS = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,86 +64,17 @@ def time_twins(
         for value in (*data_inputs(node), node):
             group = placement.groups.get(value)
             if group is not None and not group.exact and value.name not in twins.quantize:
-                calls = _borders(bind(value.aval, batch), group.dtype)
-                twins.quantize[value.name], twins.dequantize[value.name] = _timed(calls, cache)
+                calls = borders(bind(value.aval, batch), group.dtype)
+                twins.quantize[value.name], twins.dequantize[value.name] = timed(calls, cache)
         if node.op in LAYOUT:
             continue
-        calls = dict([_call(_alone(node), batch, xla.lower)])
+        calls = {described(node, batch): call(alone(node), batch, xla.lower)}
         if node.name in lowered:  # else it is a table in the epilogue of another
-            calls |= [_call(_alone(lowered[node.name]), batch, backends.choose)]
-        in_float, *in_int8 = _timed(calls, cache)
+            int8_node = lowered[node.name]
+            calls[described(int8_node, batch)] = call(alone(int8_node), batch, backends.choose)
+        in_float, *in_int8 = timed(calls, cache)
         twins.in_float[node.name], twins.int8[node.name] = in_float, sum(in_int8)
     return twins
-
-
-def _alone(node: Node) -> Graph:
-    """The node as a graph: its operands but constants are inputs."""
-    stands_for = {s: s.replace(op="input", inputs=(), attrs={}, roles=()) for s in node.inputs if not s.is_constant}
-    moved = node.replace(inputs=tuple(stands_for.get(s, s) for s in node.inputs))
-    return Graph(tuple(stands_for.values()), (moved,))
-
-
-_Call = Callable[[], Any]
-
-
-def _call(graph: Graph, batch: int, lower: Lower) -> tuple[str, _Call]:
-    """What is timed, by its description in the cache, and a call of it, which compiles at the first one."""
-    gathered = backends.gather(graph) if lower is backends.choose else graph
-    bound = gathered.bind(batch)
-
-    def compiled() -> tuple[Any, Any, Any]:
-        params = jax.device_put(backends.prepare(gathered, graph.params) if gathered is not graph else graph.params)
-        leaves = jax.device_put(drawn([node.aval for node in bound.inputs]))
-        return jax.jit(lambda params, leaves: evaluate(bound, params, leaves, lower)), params, leaves
-
-    return _described(graph.outputs[0], batch), _first_compiles(compiled)
-
-
-def _first_compiles(compiled: Callable[[], tuple[Any, Any, Any]]) -> _Call:
-    ready: list[Any] = []
-
-    def call() -> Any:
-        if not ready:
-            ready.extend(compiled())
-        run, params, leaves = ready
-        return run(params, leaves)
-
-    return call
-
-
-def _described(node: Node, batch: int) -> str:
-    """All that a node's time hangs on: its op, geometry, operands and result."""
-    attrs = {key: value for key, value in sorted(bind(dict(node.attrs), batch).items()) if key != "value"}
-    shown = {key: [n.op for n in value.nodes] if isinstance(value, Graph) else value for key, value in attrs.items()}
-    operands = [f"{role}{bind(s.aval, batch)}" for role, s in zip(node.roles or [""] * 9, node.inputs, strict=False)]
-    return f"{node.op} {shown} of {', '.join(operands)} to {bind(node.aval, batch)}"
-
-
-def _borders(value: Aval, dtype: str) -> dict[str, _Call]:
-    """Calls that quantize and dequantize a float value."""
-
-    def quantizes() -> Any:
-        run = jax.jit(lambda _, x: numerics.quantize(x, jnp.float32(8), dtype=dtype))
-        return run, None, jax.device_put(drawn([value]))[0]
-
-    def dequantizes() -> Any:
-        run = jax.jit(lambda _, q: numerics.dequantize(q, jnp.float32(0.125), dtype=value.dtype))
-        return run, None, jax.device_put(drawn([Aval(value.shape, np.dtype(dtype))]))[0]
-
-    return {
-        f"quantize {value} to {dtype}": _first_compiles(quantizes),
-        f"dequantize {dtype} to {value}": _first_compiles(dequantizes),
-    }
-
-
-def _timed(calls: Mapping[str, _Call], cache: TimingCache) -> list[float]:
-    """The seconds of each; of all anew, side by side, where one is not known."""
-    known = [seconds for what in calls if (seconds := cache.get(what)) is not None]
-    if len(known) < len(calls):
-        known = interleaved(list(calls.values()), _TURNS)
-        for what, seconds in zip(calls, known, strict=True):
-            cache.put(what, seconds)
-    return known
 
 
 # How much of the borders' times alone they take in the network, where XLA fuses some: tried where there is time.
@@ -161,19 +87,19 @@ def precisions(graph: Graph, placement: Placement, twins: Twins, seconds: float)
     where `seconds` are few."""
     all_of_them = frozenset(node.name for node in placement.int8)
     found: dict[frozenset[str], str] = {frozenset(): "int8", all_of_them: "float"}
-    for i, borders in enumerate(_BORDERS if seconds >= _MANY_MIXES else _BORDERS[:1]):
-        mix = slower_in_int8(graph, placement, twins, borders)
-        found.setdefault(mix, "mixed" if i == 0 else f"mixed, borders at {borders:g}")
+    for i, part in enumerate(_BORDERS if seconds >= _MANY_MIXES else _BORDERS[:1]):
+        mix = slower_in_int8(graph, placement, twins, part)
+        found.setdefault(mix, "mixed" if i == 0 else f"mixed, borders at {part:g}")
     anchors = {node.name for node in placement.int8 if node.op in ANCHORS}
     return {name: mix for mix, name in found.items() if name in ("int8", "float") or not anchors <= mix}
 
 
-def slower_in_int8(graph: Graph, placement: Placement, twins: Twins, borders: float = 1.0) -> frozenset[str]:
+def slower_in_int8(graph: Graph, placement: Placement, twins: Twins, part: float = 1.0) -> frozenset[str]:
     """The names of the int8 nodes that the cheapest precisions put into float, borders taking that part of their times
     alone."""
     costs = Costs()
-    quantize = {name: borders * seconds for name, seconds in twins.quantize.items()}
-    dequantize = {name: borders * seconds for name, seconds in twins.dequantize.items()}
+    quantize = {name: part * seconds for name, seconds in twins.quantize.items()}
+    dequantize = {name: part * seconds for name, seconds in twins.dequantize.items()}
     for node in graph.nodes:
         if node not in placement.int8:
             continue
@@ -206,6 +132,6 @@ def arguments(graph: Graph, in_tree: Any, batch: int) -> Any:
     return jax.tree.unflatten(in_tree, jax.device_put(drawn([bind(node.aval, batch) for node in graph.inputs])))
 
 
-def fastest(calls: Mapping[str, _Call], seconds: float) -> dict[str, float]:
+def fastest(calls: Mapping[str, Call], seconds: float) -> dict[str, float]:
     """The median seconds of whole networks by name, measured side by side."""
     return dict(zip(calls, interleaved(list(calls.values()), seconds), strict=True))

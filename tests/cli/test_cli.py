@@ -16,7 +16,7 @@ def test_help_from_a_new_process():
     assert "exit codes:" in ran.stdout and ran.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["inspect", "bench", "diff", "verify"])
+@pytest.mark.parametrize("command", ["inspect", "bench", "tune", "diff", "verify"])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -34,6 +34,7 @@ def test_help_has_examples(command, capsys):
         (["bench", "x", "--seconds", "-1"], "seconds are a number above 0, not '-1'"),
         (["bench", "x", "--against", "int4"], "invalid choice: 'int4'"),
         (["verify", "x", "--batch", "many"], "not 'many'"),
+        (["tune", "x", "--budget", "off"], "a budget is fast, full, or a number of seconds above 0, not 'off'"),
         (["verify", "x", "--seed", "-1"], "a seed is a whole number from 0 on, not '-1'"),
     ],
 )
@@ -44,7 +45,7 @@ def test_wrong_usage(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["inspect", "bench", "verify"])
+@pytest.mark.parametrize("command", ["inspect", "bench", "tune", "verify"])
 def test_files_that_cannot_be_read(command, files, capsys):
     foreign = files.folder / "foreign.jaxq"
     foreign.write_bytes(b"hello" * 100)
