@@ -134,9 +134,11 @@ class Summary:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         ]
         table.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join([*table, "", *self._totals(total)])
+        return "\n".join([*table, "", *self.totals()])
 
-    def _totals(self, total: int) -> list[str]:
+    def totals(self) -> list[str]:
+        """What stands below the table."""
+        total = sum(row.macs for row in self.nodes) or 1
         int8 = [row for row in self.nodes if row.precision == "int8"]
         share = sum(row.macs for row in int8) / total
         counts = Counter(row.op for row in int8)

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxq.cli import bench, diff, inspect, tune, verify
+from jaxq.cli import bench, diff, inspect, report, tune, verify
 from jaxq.errors import JaxqError
 from jaxq.version import __version__
 
@@ -14,6 +14,7 @@ examples:
   jaxq inspect net.jaxq                              what is in the file, layer by layer
   jaxq bench net.jaxq --batch 1,8,32 --against float latency and throughput, beside float
   jaxq tune net.jaxq -o tuned.jaxq                   layers to float where int8 is slower on this machine
+  jaxq report net.jaxq -o report.html                a page: layers, times, thresholds, the fused graph
   jaxq diff old.jaxq new.jaxq                        what differs, down to scales and weights
   jaxq verify net.jaxq                               every bit, computed once more by NumPy
 
@@ -57,6 +58,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jaxq {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (inspect, bench, tune, diff, verify):
+    for command in (inspect, bench, tune, report, diff, verify):
         command.add_to(commands)
     return parser

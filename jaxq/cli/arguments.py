@@ -24,6 +24,17 @@ def batch_sizes(text: str) -> list[int]:
     return [batch_size(part) for part in text.split(",")]
 
 
+def seconds(text: str) -> float:
+    """A time, from the command line."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < 1e6:
+        raise argparse.ArgumentTypeError(f"seconds are a number above 0, not {text!r}")
+    return found
+
+
 def seed(text: str) -> int:
     """A seed, from the command line."""
     if not text.isdecimal():

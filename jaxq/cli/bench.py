@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxq
-from jaxq.cli.arguments import batch_sizes, check_batch, draw, follows_batch, seed
+from jaxq.cli.arguments import batch_sizes, check_batch, draw, follows_batch, seconds, seed
 from jaxq.cli.layers import LayerTimes, layer_times
 from jaxq.cli.stopwatch import Times, first_call, interleaved, load
 from jaxq.cli.text import add_command, counted, print_json, progress, table
@@ -49,19 +49,9 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--against", choices=["float"], help="time the same graph in float, too, in turns")
     parser.add_argument("--layers", action="store_true", help="time each int8 layer alone, too")
     parser.add_argument(
-        "--seconds", type=_seconds, default=2.0, metavar="S", help="for each batch size and precision (default: 2)"
+        "--seconds", type=seconds, default=2.0, metavar="S", help="for each batch size and precision (default: 2)"
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="K", help="of the drawn arguments (default: 0)")
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"seconds are a number above 0, not {text!r}")
-    return seconds
 
 
 def run(options: argparse.Namespace) -> int:

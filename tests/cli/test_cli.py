@@ -16,7 +16,7 @@ def test_help_from_a_new_process():
     assert "exit codes:" in ran.stdout and ran.stderr == ""
 
 
-@pytest.mark.parametrize("command", ["inspect", "bench", "tune", "diff", "verify"])
+@pytest.mark.parametrize("command", ["inspect", "bench", "tune", "report", "diff", "verify"])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
