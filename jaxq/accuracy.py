@@ -81,11 +81,10 @@ def hold(network: Network, config: QuantConfig, calibration: Calibration, demand
             "method than 'auto' does not; hand in batches"
         )
     assert int8.origin is not None
-    reasons = _reasons(measure(int8.origin, calibration.statistics.samples).rows, twins)
-    names = list(reasons)
+    names = _ordered(measure(int8.origin, calibration.statistics.samples).rows, twins)
 
     def first(count: int) -> dict[str, str]:
-        return {name: reasons[name] for name in names[:count]}
+        return dict.fromkeys(names[:count], "for max_drop")
 
     fails, holds = 0, len(names) + 1
     with tqdm(total=len(names).bit_length(), desc="searching layers", unit="plan", disable=None) as bar:
@@ -105,8 +104,8 @@ def hold(network: Network, config: QuantConfig, calibration: Calibration, demand
     return Held(chosen, Accuracy(in_float, demand.max_drop, dict(sorted(frontier.items())), tuple(chosen)))
 
 
-def _reasons(rows: Sequence[LayerError], twins: Twins | None) -> dict[str, str]:
-    """{layer: why it is in float}, in the order in which they go there."""
+def _ordered(rows: Sequence[LayerError], twins: Twins | None) -> list[str]:
+    """The layers, in the order in which they go to float."""
 
     def worth(row: LayerError) -> float:
         if twins is None:
@@ -114,7 +113,7 @@ def _reasons(rows: Sequence[LayerError], twins: Twins | None) -> dict[str, str]:
         costs = twins.in_float.get(row.name, 0.0) - twins.int8.get(row.name, 0.0)
         return row.error / max(costs, 1e-9)
 
-    return {row.name: f"for max_drop: {row.decibels:.1f} dB alone" for row in sorted(rows, key=worth, reverse=True)}
+    return [row.name for row in sorted(rows, key=worth, reverse=True)]
 
 
 def _tell(what: str) -> None:
