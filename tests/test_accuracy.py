@@ -8,6 +8,8 @@ import pytest
 from networks import decibels, images
 
 import jaxq
+from jaxq.accuracy import _ordered
+from jaxq.attribution import LayerError
 from jaxq.plan import tune
 
 CONFIG = jaxq.QuantConfig(method="amax")
@@ -133,3 +135,12 @@ def test_a_metric_that_is_not_one_number_for_one_function():
     numbers = iter(range(100, 0, -1))
     with pytest.raises(jaxq.UnsupportedError, match="must give the same number for the same function"):
         jaxq.quantize(network, PARAMS, [X], config=CONFIG, max_drop=0.5, metric=lambda _: next(numbers))
+
+
+def test_where_tuning_measured_times_they_count():
+    """What float costs nothing goes there first, then what errs most for each second that it costs."""
+    errors = {"cheap": 0.1, "dear": 0.3, "free": 1e-6}
+    twins = tune.Twins({"cheap": 1.0, "dear": 1.0, "free": 2.0}, {"cheap": 2.0, "dear": 9.0, "free": 1.0})
+    rows = [LayerError(name, "dot", error, 0.0) for name, error in errors.items()]
+    assert _ordered(rows, None) == ["dear", "cheap", "free"]
+    assert _ordered(rows, twins) == ["free", "cheap", "dear"]
