@@ -89,7 +89,7 @@ class QuantizedModel:
 
     def with_summary(self, summary: Summary) -> "QuantizedModel":
         """The same model, which says that of itself."""
-        return QuantizedModel(self.params, replace(self.plan, summary=summary), self.origin)
+        return QuantizedModel(self._params, replace(self.plan, summary=summary), self.origin)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the plan and its weights to one file, atomically.
