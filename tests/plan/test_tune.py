@@ -110,7 +110,8 @@ def test_real_times(monkeypatch, tmp_path):
     tuning = qmodel.summary().tuning
     assert tuning.chosen in tuning.seconds
     assert tuning.layers
-    assert decibels(network(WEIGHTS, X), qmodel(X)) > 20
+    exact = network(WEIGHTS, X)
+    assert np.linalg.norm(exact - qmodel(X)) < 0.1 * np.linalg.norm(exact)  # 0 in float
     assert tuned(tune=4.0).summary().tuning.timings.items() >= tuning.timings.items()
 
 
