@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import cheap
 import interpreting
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ def assert_same_bits(actual, expected):
 def check(x, w, epilogue, window, out_dtype, config, with_offset=False):
     offset = 128 * np.asarray(w).sum(tuple(range(1, w.ndim)), dtype=np.int32) if with_offset else None
 
-    @interpreting.jit
+    @cheap.jit
     def both(x, w, epilogue, offset):
         kernel = conv(x, w, epilogue, window=window, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
         return kernel, conv_reference(x, w, epilogue, window=window, out_dtype=out_dtype)
@@ -216,7 +217,7 @@ def test_kernel_equals_reference_over_many_shapes(kind, geometries, chunk):
 def test_reference_equals_numpy(geometry, x_dtype):
     x_shape, w_shape, window = geometry
     x, w, _ = operands(x_shape, w_shape, window, x_dtype=x_dtype, out_dtype=jnp.int32)
-    sums = jax.jit(functools.partial(conv_reference, window=window, out_dtype=jnp.int32))(x, w)
+    sums = cheap.jit(functools.partial(conv_reference, window=window, out_dtype=jnp.int32))(x, w)
     assert_same_bits(sums, numpy_conv(x, w, window).astype(np.int32))
 
 
@@ -262,7 +263,7 @@ def test_zero_sizes(x_shape, w_shape, padding):
     x, w, epilogue = operands(x_shape, w_shape, window(padding=padding))
     sums = numpy_conv(x, w, window(padding=padding))
     reference = functools.partial(conv_reference, window=window(padding=padding))
-    assert_same_bits(jax.jit(functools.partial(reference, out_dtype=jnp.int32))(x, w), sums.astype(np.int32))
+    assert_same_bits(cheap.jit(functools.partial(reference, out_dtype=jnp.int32))(x, w), sums.astype(np.int32))
     check(x, w, epilogue, window(padding=padding), jnp.int8, None)
 
 
@@ -273,11 +274,11 @@ def test_vmap_and_shard_map(config):
     f = functools.partial(conv, window=around, out_dtype=jnp.int8, config=config, interpret=True)
     expected = jax.jit(functools.partial(conv_reference, window=around, out_dtype=jnp.int8))(x, w, epilogue)
     one_by_one = jax.vmap(lambda x: f(x[None], w, epilogue)[0])
-    assert_same_bits(interpreting.jit(one_by_one)(x), expected)
+    assert_same_bits(cheap.jit(one_by_one)(x), expected)
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     batch, whole = jax.P("batch"), jax.P()
     sharded = jax.shard_map(f, mesh=mesh, in_specs=(batch, whole, whole), out_specs=batch, check_vma=False)
-    assert_same_bits(interpreting.jit(sharded)(x, w, epilogue), expected)
+    assert_same_bits(cheap.jit(sharded)(x, w, epilogue), expected)
 
 
 @pytest.mark.parametrize(

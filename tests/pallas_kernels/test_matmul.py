@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import cheap
 import interpreting
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def kernel_equals_reference(kind, data, largest):
     configs = data.draw(st.sampled_from([small, KERNELS[kind].candidates(x, w, epilogue, out_dtype=out_dtype)]))
     config = data.draw(st.sampled_from(configs))
 
-    @interpreting.jit
+    @cheap.jit
     def both(x, w, epilogue, offset):
         kernel = matmul(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
         return kernel, matmul_reference(x, w, epilogue, out_dtype=out_dtype)
@@ -168,7 +169,7 @@ def test_longest_sum_that_int32_holds(x_dtype, w_dtype, k, config):
     for splits in (1, 3):
         split = dataclasses.replace(config, splits=splits)
         kernel = functools.partial(matmul, out_dtype=jnp.int32, config=split, interpret=True)
-        actual = interpreting.jit(kernel)(x, w)
+        actual = cheap.jit(kernel)(x, w)
         np.testing.assert_array_equal(np.asarray(actual, np.int64), expected)
     longer = jax.ShapeDtypeStruct((1, k + 1), x_dtype), jax.ShapeDtypeStruct((2, k + 1), np.int8)
     assert "needs an epilogue" in supports(*longer, out_dtype=jnp.int32)
@@ -194,8 +195,8 @@ def test_longer_sums_are_added_in_float32(dtypes, config):
     expected = np.clip(acc * e.multiplier + e.bias + np.float32(e.residual) * e.residual_multiplier, e.lo, e.hi)
     kernel = functools.partial(matmul, out_dtype=jnp.float32, config=config, interpret=True)
     reference = functools.partial(matmul_reference, out_dtype=jnp.float32)
-    for f in (kernel, reference):
-        assert_same_bits(jax.jit(f)(x, w, epilogue), expected)
+    for run in (cheap.jit(kernel), jax.jit(reference)):
+        assert_same_bits(run(x, w, epilogue), expected)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 8), (3, 0, 8), (3, 5, 0), (0, 0, 0)])
@@ -203,17 +204,18 @@ def test_longer_sums_are_added_in_float32(dtypes, config):
 def test_zero_sizes(shape, batch):
     args = draw(*shape, batch=batch, residual_dtype=np.int8)
     expected = numpy_matmul(*args, out_dtype=np.int8)
-    assert_same_bits(matmul(*args, out_dtype=jnp.int8), expected)  # without a GPU: no kernel is launched
+    run = cheap.jit(functools.partial(matmul, out_dtype=jnp.int8))
+    assert_same_bits(run(*args), expected)  # without a GPU: no kernel is launched
 
 
 def test_nan_becomes_zero_in_integers_and_stays_in_floats():
     x, w, epilogue = draw(3, 5, 8, residual_dtype=np.float32)
     epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.at[1, 2].set(jnp.nan))
     kernels = (functools.partial(matmul, config=config, interpret=True) for config in (None, MmaConfig(16, 16, 32)))
-    for jit, f in ((jax.jit, matmul_reference), *((interpreting.jit, kernel) for kernel in kernels)):
-        for out_dtype in OUT_DTYPES:
-            out = jit(functools.partial(f, out_dtype=out_dtype))(x, w, epilogue)
-            assert jnp.isnan(out[1, 2]) if jnp.issubdtype(out_dtype, jnp.floating) else out[1, 2] == 0
+    for jit, f in ((jax.jit, matmul_reference), *((cheap.jit, kernel) for kernel in kernels)):
+        of_all_dtypes = jit(lambda *args, f=f: [f(*args, out_dtype=out_dtype) for out_dtype in OUT_DTYPES])
+        for out in map(np.asarray, of_all_dtypes(x, w, epilogue)):
+            assert np.isnan(out[1, 2]) if jnp.issubdtype(out.dtype, jnp.floating) else out[1, 2] == 0
 
 
 @pytest.mark.parametrize("residual_dtype", [np.float32, jnp.bfloat16])
@@ -236,19 +238,19 @@ def test_products_beyond_the_finite_floats(residual_dtype):
     acc = (np.asarray(x, np.int64) @ np.asarray(w, np.int64).T).astype(np.float32)
     expected = acc * np.asarray(epilogue.multiplier) + np.asarray(epilogue.bias) + residual
     kernels = (functools.partial(matmul, config=config, interpret=True) for config in SMALL)
-    for f in (matmul_reference, *kernels):
-        assert_same_bits(jax.jit(functools.partial(f, out_dtype=jnp.float32))(x, w, epilogue), expected)
+    for jit, f in ((jax.jit, matmul_reference), *((cheap.jit, kernel) for kernel in kernels)):
+        assert_same_bits(jit(functools.partial(f, out_dtype=jnp.float32))(x, w, epilogue), expected)
 
 
 @pytest.mark.parametrize("config", SMALL)
 @pytest.mark.parametrize("batched_weights", [False, True])
 def test_vmap(batched_weights, config):
     args = [draw(5, 9, 22, residual_dtype=np.int8, seed=seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *args)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *args)
     x, w, epilogue = stacked if batched_weights else (stacked[0], *args[0][1:])
     axes = (0, 0, 0) if batched_weights else (0, None, None)
     actual, expected = (
-        interpreting.jit(jax.vmap(functools.partial(f, out_dtype=jnp.int8), axes))(x, w, epilogue)
+        cheap.jit(jax.vmap(functools.partial(f, out_dtype=jnp.int8), axes))(x, w, epilogue)
         for f in (functools.partial(matmul, interpret=True, config=config), matmul_reference)
     )
     assert_same_bits(actual, expected)
@@ -262,7 +264,7 @@ def test_shard_map(config):
     # check_vma: interpret mode mixes constants of the interpreter's with varying values.
     sharded = jax.shard_map(f, mesh=mesh, in_specs=(P("rows"), P(), P()), out_specs=P("rows"), check_vma=False)
     reference = jax.jit(functools.partial(matmul_reference, out_dtype=jnp.int8))
-    assert_same_bits(interpreting.jit(sharded)(x, w, epilogue), reference(x, w, epilogue))
+    assert_same_bits(cheap.jit(sharded)(x, w, epilogue), reference(x, w, epilogue))
 
 
 def test_platform_dependent_takes_the_reference_on_a_cpu():

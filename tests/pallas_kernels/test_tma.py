@@ -7,6 +7,7 @@ import re
 import threading
 
 import aot
+import cheap
 import interpreting
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def one_compilation():
         with lock:
             if jaxpr not in compiled:
                 compiled.clear()
-                lowered = interpreting.jit(thread_map._run, static_argnums=0).lower(jaxpr, consts, *args)
+                lowered = cheap.jit(thread_map._run, static_argnums=0).lower(jaxpr, consts, *args)
                 compiled[jaxpr] = lowered.compile()
             thread = compiled[jaxpr]
         thread(consts, *args)
@@ -94,7 +95,7 @@ def check(args, config, out_dtype, cores, with_offset=False):
     offset = 128 * np.asarray(args[1]).sum(-1, dtype=np.int32) if with_offset else None
     kernel = functools.partial(matmul, out_dtype=out_dtype, offset=offset, config=config, interpret=True)
     with compat.gpu_target(num_cores=cores), contextlib.redirect_stdout(io.StringIO()) as said:
-        actual = np.asarray(interpreting.jit(kernel)(*args))
+        actual = np.asarray(cheap.jit(kernel)(*args))
     assert "RACE" not in said.getvalue(), said.getvalue()
     assert_same_bits(actual, jax.jit(functools.partial(matmul_reference, out_dtype=out_dtype))(*args))
 
@@ -182,7 +183,7 @@ def test_vmap():
     args = x, w[0], epilogue
     kernel = functools.partial(by_wgmma.run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     with compat.gpu_target(num_cores=1):
-        actual = interpreting.jit(jax.vmap(kernel, axes))(*args)
+        actual = cheap.jit(jax.vmap(kernel, axes))(*args)
     reference = functools.partial(matmul_reference, out_dtype="int8")
     assert_same_bits(actual, jax.jit(jax.vmap(reference, axes))(*args))
 
@@ -194,7 +195,7 @@ def test_shard_map():
     kernel = functools.partial(by_wgmma.run, out_dtype="int8", config=WgmmaConfig(64, 64, 2), interpret=True)
     sharded = jax.shard_map(kernel, mesh=mesh, in_specs=(P("d"), P(), P()), out_specs=P("d"))
     reference = jax.jit(functools.partial(matmul_reference, out_dtype="int8"))
-    assert_same_bits(interpreting.jit(sharded)(*args), reference(*args))
+    assert_same_bits(cheap.jit(sharded)(*args), reference(*args))
 
 
 # ---------------------------------------------------------------------------------------------------------- compiled

@@ -1,0 +1,16 @@
+"""A jit for what a test runs once: an oracle, a model in float, an interpreted kernel.
+
+XLA takes longer to optimize such a function than to run it, and longer still to compile its operations one by one, as
+it does eagerly. Unoptimized it computes what it computes eagerly: integers are exact, and each operation on floats is
+rounded by itself. What a test is about is compiled as a user compiles it.
+"""
+
+import functools
+
+import jax
+
+_OPTIONS: dict[str, bool | int] = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):  # later ones have no such option
+    _OPTIONS["xla_cpu_use_fusion_emitters"] = False
+
+jit = functools.partial(jax.jit, compiler_options=_OPTIONS)
