@@ -143,7 +143,8 @@ def _steepness(y: np.ndarray) -> float:
 @functools.cache
 def _named() -> dict[str, np.ndarray]:
     """The functions that have a word, on the grid."""
-    return {word: np.asarray(function(_GRID)) for word, function in WORDS.items()}
+    values = jax.jit(lambda x: [function(x) for function in WORDS.values()])(_GRID)
+    return dict(zip(WORDS, map(np.asarray, values), strict=True))
 
 
 def _word(body: Graph, y: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """place, lower and merge: which nodes are int8, what shares a scale, and that merging changes no bit."""
 
+import cheap
 import jax
 import jax.numpy as jnp
 import networks
@@ -37,7 +38,7 @@ def test_merging_changes_no_bit():
     branches = ",".join(f"ConvNorm_{i}/Conv_0" for i in (0, 2, 4))
     assert wide.name == f"SmallCNN/Inception_0/{{{branches}}}"
     assert wide.aval.shape[-1] == 8 + 4 + 4
-    results = [evaluate(g.bind(3), g.params, [x])[0] for g in (apart, merged)]
+    results = [cheap.jit(lambda params, g=g: evaluate(g.bind(3), params, [x])[0])(g.params) for g in (apart, merged)]
     np.testing.assert_array_equal(*results)
 
 
@@ -138,10 +139,11 @@ def test_values_that_a_float_layout_op_makes_have_scales_of_their_own():
         (lambda p, x: jnp.minimum(jax.nn.relu(x @ p["a"]), -1.0) @ p["b"], x),
         (class_token, tokens),
     ]
-    for method in ("auto", "amax"):
-        for fun, x in cases:
-            qmodel = jaxq.quantize(fun, params, [x], config=QuantConfig(method=method))
-            assert networks.decibels(fun(params, x), qmodel(x)) > 25
+    for fun, x in cases:
+        exact, calibration = cheap.jit(fun)(params, x), jaxq.calibrate(fun, params, [x])
+        for method in ("auto", "amax"):
+            qmodel = jaxq.quantize(fun, params, calibration=calibration, config=QuantConfig(method=method))
+            assert networks.decibels(exact, qmodel(x)) > 25
 
 
 def test_a_rule_on_any_branch_of_a_concat_names_the_method_of_its_scale():

@@ -4,9 +4,10 @@ nothing. Each case is a network and the nodes that must be left of it."""
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
-from networks import images
+from networks import images, nnx_module
 from rewriting import X, linen, norm, shown, simplified
 
 from jaxq import passes
@@ -85,10 +86,8 @@ class NnxLayers(nnx.Module):
     ],
 )
 def test_nnx(call, expected):
-    model = NnxLayers(nnx.Rngs(0))
-    model.norm.mean[...] = jnp.linspace(-1, 1, 6)
-    model.norm.var[...] = jnp.linspace(0.5, 2, 6)
-    model.norm.scale[...] = jnp.linspace(-2, 2, 6)
+    model = nnx_module(NnxLayers)
+    model.norm.scale[...] = np.linspace(-2, 2, 6, dtype=np.float32)
     graph_def, state = nnx.split(model)
     graph = simplified(lambda state, x: call(nnx.merge(graph_def, state), x), state, X)
     assert shown(graph) == expected
