@@ -1,12 +1,13 @@
-"""Tests that need eight devices: test_sharded.py runs them in a process that has as many."""
+"""Tests that need eight devices: ../test_eight_devices.py runs them in a process that has as many."""
 
 import functools
 
+import cheap
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from networks import images
 
 import jaxq
@@ -62,8 +63,11 @@ def qmodel():
 
 def test_shards_give_the_bits_of_the_whole(qmodel):
     x, mesh = images(16, 6, 6, 3), Mesh(np.array(jax.devices()), ("batch",))
-    sharded = jax.jit(jax.shard_map(qmodel, mesh=mesh, in_specs=BATCH, out_specs=BATCH))
-    np.testing.assert_array_equal(sharded(x), qmodel(x))
+    split, expected = jax.device_put(x, NamedSharding(mesh, BATCH)), qmodel(x)
+    for run in (jax.shard_map(qmodel, mesh=mesh, in_specs=BATCH, out_specs=BATCH), qmodel):
+        found = jax.jit(run)(split)
+        assert len(found.sharding.device_set) == 8
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_shards_run_kernels_on_gpus(qmodel):
@@ -85,16 +89,14 @@ def assert_channels_are_sharded(kernel, reference, *operands, last):
     """x whole on every device, the weights and the epilogue by output channels; `last`: the output's axis of these."""
     function, channels = on_cuda(kernel, reference), PartitionSpec(*[None] * last, "batch")
     specs = {"in_specs": (ALL, *[BATCH] * (len(operands) - 1)), "out_specs": channels}
-    expected = reference(*operands)
+    expected = cheap.jit(reference)(*operands)
     mesh = Mesh(np.array(jax.devices()), ("batch",))
     np.testing.assert_array_equal(jax.jit(jax.shard_map(function, mesh=mesh, **specs))(*operands), expected)
 
 
 def vectors(channels):
     rng = np.random.default_rng(0)
-    return Epilogue(
-        *(jnp.asarray(rng.normal(0, 1e-3, channels), jnp.float32) for _ in range(3)), jnp.full(channels, 9.0)
-    )
+    return Epilogue(*np.float32(rng.normal(0, 1e-3, (3, channels))), np.full(channels, 9, np.float32))
 
 
 def integers(*shape):

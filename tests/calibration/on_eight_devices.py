@@ -1,4 +1,4 @@
-"""Tests that need eight devices: test_distributed.py runs them in a process that has as many."""
+"""Tests that need eight devices: ../test_eight_devices.py runs them in a process that has as many."""
 
 import functools
 
@@ -42,9 +42,7 @@ def test_there_are_eight():
 
 
 @pytest.mark.parametrize(
-    "mesh",
-    [LINE, Mesh(DEVICES[::-1].reshape(2, 4), ("data", "model")), Mesh(DEVICES.reshape(2, 2, 2), ("a", "b", "c"))],
-    ids=["one axis", "two axes", "three axes"],
+    "mesh", [LINE, Mesh(DEVICES[::-1].reshape(2, 2, 2), ("a", "b", "c"))], ids=["one axis", "three axes"]
 )
 def test_a_mesh_counts_what_its_devices_would(mesh):
     assert_same(calibrate([X[:16], X[16:32], X[32:]], mesh), by_twos())
@@ -52,8 +50,8 @@ def test_a_mesh_counts_what_its_devices_would(mesh):
 
 def test_a_mesh_of_some_of_the_devices():
     assert_same(
-        calibrate([X[:6], X[6:48]], Mesh(DEVICES[3:6], ("batch",))),
-        calibrate([*split(X[:6], 2), *split(X[6:], 14)]),
+        calibrate(split(X, 12), Mesh(DEVICES[3:6], ("batch",))),
+        calibrate(split(X, 4)),
     )
 
 
@@ -66,7 +64,7 @@ def test_a_batch_smaller_than_the_mesh():
 
 
 def test_empty_batches():
-    assert_same(calibrate([X[:16], X[:0], X[16:], X[:0]], LINE), calibrate([*split(X[:16], 2), *split(X[16:], 4)]))
+    assert_same(calibrate([X[:16], X[:0], X[16:32], X[32:], X[:0]], LINE), by_twos())
 
 
 def with_other_arguments(params, temperature, x, shift, ids):
@@ -132,16 +130,21 @@ def test_a_fixed_batch():
         calibrate([X[:16]], LINE, fun, {"w": images(6, 4)})
 
 
-@pytest.mark.parametrize("broken", [None, np.nan, np.inf])
-def test_psum(broken):
-    x = X.reshape(8, -1) * np.float32(2) ** np.arange(-4, 4, dtype=np.float32)[:, None]
-    if broken is not None:
-        x[3, 5] = broken
-    over_mesh = jax.shard_map(
+observe_jit = jax.jit(observe)
+psum_jit = jax.jit(
+    jax.shard_map(
         lambda x: psum(from_samples(x), "batch"),
         mesh=LINE,
         in_specs=PartitionSpec("batch"),
         out_specs=PartitionSpec(),
         check_vma=False,
     )
-    jax.tree.map(np.testing.assert_array_equal, jax.jit(over_mesh)(x), jax.jit(observe)(empty(), x))
+)
+
+
+@pytest.mark.parametrize("broken", [None, np.nan, np.inf])
+def test_psum(broken):
+    x = X.reshape(8, -1) * np.float32(2) ** np.arange(-4, 4, dtype=np.float32)[:, None]
+    if broken is not None:
+        x[3, 5] = broken
+    jax.tree.map(np.testing.assert_array_equal, psum_jit(x), observe_jit(empty(), x))

@@ -1,53 +1,19 @@
-"""Calibration over many devices: eight of one process, and those of two processes, on this machine's CPU.
-
-How many devices a process has is settled when JAX starts, so that each of these is a process of its own.
-"""
+"""Calibration over the devices of two processes, on this machine's CPU. (Eight devices of one process are in
+on_eight_devices.py, which ../test_eight_devices.py runs.)"""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from networks import images, mlp, mlp_params
+from subprocesses import finish, start
 
 import jaxq
 
 HERE = Path(__file__).parent
-SECONDS = 300  # a hang fails the test
-
-
-def start(*command, devices):
-    paths = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
-    environment = os.environ | flags | {"PYTHONPATH": paths}
-    return subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(*processes):
-    """Waits for all, of which none may outlive the test."""
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=SECONDS)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
-def test_on_eight_devices():
-    finish(start("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", HERE / "on_eight_devices.py", devices=8))
 
 
 @pytest.mark.parametrize("mesh", [2, "devices", jax.devices()[:1]])
