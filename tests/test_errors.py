@@ -125,14 +125,14 @@ def test_batch_statistics_in_the_trace():
 
 
 def test_nnx_in_training_mode():
-    model = networks.NnxCNN(nnx.Rngs(0))
+    model = networks.nnx_module(networks.NnxCNN)
+    model.train()
     with pytest.raises(jaxq.TraceError, match=r"(norm|dropout).*model\.eval\(\)"):
         jaxq.quantize(model, [X])
 
 
 def test_nnx_takes_its_batches_second():
-    model = networks.NnxCNN(nnx.Rngs(0))
-    model.eval()
+    model = networks.nnx_module(networks.NnxCNN)
     state = nnx.state(model)
     with pytest.raises(jaxq.CalibrationError, match="not a State"):
         jaxq.quantize(model, state)

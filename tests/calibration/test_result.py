@@ -1,11 +1,11 @@
 """A calibration in place of batches: the same plan bit for bit, no other network's, and resumed where it stopped."""
 
+import cheap
 import jax
 import jax.numpy as jnp
 import networks
 import numpy as np
 import pytest
-from flax import nnx
 from networks import images, mlp, mlp_params
 
 import jaxq
@@ -102,8 +102,7 @@ def test_linen(small_cnn, small, loaded):
 
 
 def test_nnx():
-    model, x = networks.NnxCNN(nnx.Rngs(0)), images(4, 6, 6, 3)
-    model.eval()
+    model, x = networks.nnx_module(networks.NnxCNN), images(4, 6, 6, 3)
     config = jaxq.QuantConfig(method="mse")
     c = jaxq.calibrate(model, [x], config=config)
     expected = jaxq.quantize(model, [x], config=config)
@@ -188,7 +187,7 @@ def test_other_weights(plain):
     other[1][0][2, 3] += 1e-6
     stale("of other variables: variable '1/0' differs; calibrate this one", mlp, other, plain)
     qmodel = jaxq.quantize(mlp, other, calibration=plain, allow_stale=True)
-    assert networks.decibels(mlp(other, BATCHES[0]), qmodel(BATCHES[0])) > 30
+    assert networks.decibels(cheap.jit(mlp)(other, BATCHES[0]), qmodel(BATCHES[0])) > 30
 
 
 def test_more_and_fewer_weights(plain):
