@@ -3,6 +3,7 @@
 import functools
 import math
 
+import cheap
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -20,7 +21,8 @@ HUGE = float(np.finfo(np.float32).max)
 SIZE = 64
 observe_jit = jax.jit(observe)
 merge_jit = jax.jit(merge)
-psum_jit = jax.jit(jax.vmap(lambda x: psum(from_samples(x), "devices"), axis_name="devices"))
+from_samples_jit = cheap.jit(from_samples)
+psum_jit = cheap.jit(jax.vmap(lambda x: psum(from_samples(x), "devices"), axis_name="devices"))
 
 floats = st.floats(width=32) | st.floats(-4, 4, width=32) | st.sampled_from([0.0, -0.0, 1.0, 2.0**-20, TINY, HUGE])
 samples = st.lists(floats, max_size=3 * SIZE)
@@ -109,14 +111,14 @@ def test_every_value_of_a_16_bit_type(dtype):
     x = np.arange(2**16).astype(np.uint16).view(dtype)
     with np.errstate(invalid="ignore"):
         finite = x[np.isfinite(x.astype(np.float32))]
-        check_against_numpy(from_samples(jnp.asarray(finite)), finite.astype(np.float32))
+        check_against_numpy(from_samples_jit(finite), finite.astype(np.float32))
         check_against_numpy(observe_jit(empty(), jnp.asarray(x)), x.astype(np.float32))
 
 
 @pytest.mark.parametrize("size", [0, 1, 1023, 1024, 1025, 5000])
 def test_sizes_around_the_block_of_the_cpu(size):
     x = np.random.default_rng(size).standard_normal(size).astype(np.float32)
-    check_against_numpy(from_samples(jnp.asarray(x)), x)
+    check_against_numpy(from_samples_jit(x), x)
 
 
 def test_exponent_at_powers_of_two():
@@ -128,7 +130,7 @@ def test_exponent_at_powers_of_two():
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (2, 3, 5, 7)])
 def test_shapes(shape):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    check_against_numpy(jax.jit(from_samples)(jnp.asarray(x)), x)
+    check_against_numpy(from_samples_jit(x), x)
 
 
 def test_subnormals_are_zeros():
@@ -141,7 +143,7 @@ def test_nonfinite_samples_are_counted_wherever_they_stand(where):
     """The maximum may forget what it met before a NaN: the range is wrong then, the count must not be."""
     x = 2.0 ** np.random.default_rng(0).uniform(-30, 30, 1500)
     x = np.insert(x, where, [np.nan, np.inf, -np.inf, -np.nan]).astype(np.float32)
-    assert from_samples(jnp.asarray(x)).nonfinite.tolist() == [4, 0]
+    assert from_samples_jit(x).nonfinite.tolist() == [4, 0]
     check_against_numpy(observe_jit(of([1, 2, 3]), jnp.asarray(x)), np.append(x, np.float32([1, 2, 3])))
 
 
@@ -180,18 +182,18 @@ def test_observe_counts_on_from_a_full_limb():
 
 def test_vmap_merges_many_tensors_at_once():
     rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.standard_normal((5, SIZE)) * 2.0 ** rng.integers(-8, 8, (5, 1)), jnp.float32) for _ in "ab")
-    merged = jax.jit(jax.vmap(merge))(jax.vmap(from_samples)(a), jax.vmap(from_samples)(b))
+    a, b = (np.float32(rng.standard_normal((5, SIZE)) * 2.0 ** rng.integers(-8, 8, (5, 1))) for _ in "ab")
+    merged = cheap.jit(jax.vmap(lambda a, b: merge(from_samples(a), from_samples(b))))(a, b)
     for i in range(5):
-        check_against_numpy(jax.tree.map(lambda leaf, i=i: leaf[i], merged), np.concatenate([a[i], b[i]]))
+        check_against_numpy(jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], merged), np.concatenate([a[i], b[i]]))
 
 
 @settings(max_examples=30)
 @given(st.lists(st.lists(floats, max_size=SIZE), min_size=4, max_size=4))
 def test_psum_is_the_merge_of_all(parts):
     """Along a mapped axis of one device; tests/calibration/test_distributed.py has eight."""
-    padded = jnp.asarray(np.stack([np.pad(np.float32(part), (0, SIZE - len(part))) for part in parts]))
-    summed = psum_jit(padded)
+    padded = np.stack([np.pad(np.float32(part), (0, SIZE - len(part))) for part in parts])
+    summed = jax.tree.map(np.asarray, psum_jit(padded))
     expected = functools.reduce(observe_jit, padded, empty())
     for i in range(4):
         assert equal(jax.tree.map(lambda leaf, i=i: leaf[i], summed), expected)
@@ -199,6 +201,6 @@ def test_psum_is_the_merge_of_all(parts):
 
 def test_psum_carries_between_limbs():
     counts = [2**32 - 1, 1, 2**48 - 1, 10**12]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(with_count(n, NUM_BINS - 1, 1.9999) for n in counts))
-    summed = jax.jit(jax.vmap(lambda h: psum(h, "devices"), axis_name="devices"))(stacked)
-    assert jax.tree.map(lambda leaf: leaf[0], summed).to_numpy().counts[NUM_BINS - 1] == sum(counts)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *(with_count(n, NUM_BINS - 1, 1.9999) for n in counts))
+    summed = cheap.jit(jax.vmap(lambda h: psum(h, "devices"), axis_name="devices"))(stacked)
+    assert jax.tree.map(lambda leaf: np.asarray(leaf)[0], summed).to_numpy().counts[NUM_BINS - 1] == sum(counts)
