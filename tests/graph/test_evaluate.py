@@ -1,5 +1,6 @@
 """The oracle, and the float form of every int8 node beside it."""
 
+import cheap
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,23 +15,33 @@ from jaxq.passes.lower import lower
 from jaxq.passes.place import place
 
 
+def values_of(graph, x):
+    """Every value of a bound graph, by its node."""
+    nodes = []
+
+    @cheap.jit
+    def run(params, x):
+        seen = {}
+        evaluate(graph, params, [x], tap=seen.__setitem__)
+        nodes.extend(seen)
+        return list(seen.values())
+
+    values = run(graph.params, x)
+    return dict(zip(nodes, map(np.asarray, values), strict=True)) | {graph.inputs[0]: x}
+
+
 def int8_values(small_cnn):
     """The unmerged int8 graph, the float graph it was made of, and every value of the former."""
     graph = passes.simplify(trace(small_cnn.model.apply, small_cnn.variables, (small_cnn.x,)).graph)
     placement = place(graph, QuantConfig())
     largest = dict.fromkeys((group.name for group in placement.scale_groups), 0.0)
-
-    def tap(node, value):
-        if (group := by_name.get(node.name)) is not None:
-            largest[group] = max(largest[group], float(jnp.max(jnp.abs(value))))
-
     by_name = {node.name: group.name for node, group in placement.groups.items()}
     bound = graph.bind(len(small_cnn.x))
-    tap(bound.inputs[0], small_cnn.x)
-    evaluate(bound, bound.params, [small_cnn.x], tap=tap)
+    for node, value in values_of(bound, small_cnn.x).items():
+        if (group := by_name.get(node.name)) is not None:
+            largest[group] = max(largest[group], float(np.max(np.abs(value))))
     int8 = lower(graph, placement, largest, QuantConfig()).bind(len(small_cnn.x))
-    values = {n: n.value for n in int8.nodes if n.is_constant} | {int8.inputs[0]: small_cnn.x}
-    evaluate(int8, int8.params, [small_cnn.x], tap=values.__setitem__)
+    values = {n: n.value for n in int8.nodes if n.is_constant} | values_of(int8, small_cnn.x)
     return int8, {node.name: node for node in bound.nodes if "lo" in node.attrs}, values
 
 
@@ -41,7 +52,7 @@ def test_fake_quantized_agrees_to_one_lsb_node_by_node(small_cnn):
 
     def real(node):
         scale = 1.0 if node.qtype is None else np.asarray(node.qtype.scale, np.float32)
-        return jnp.asarray(values[node], jnp.float32) * scale
+        return np.asarray(values[node], np.float32) * scale
 
     checked = 0
     for node in int8.nodes:
@@ -49,7 +60,7 @@ def test_fake_quantized_agrees_to_one_lsb_node_by_node(small_cnn):
             continue
         scale_out = 1.0 if node.qtype is None else node.qtype.scale
         result = np.asarray(values[node], np.float32)
-        fake = fake_quantized(node)(*(jnp.asarray(values[s]) for s in node.inputs))
+        fake = cheap.jit(fake_quantized(node))(*(values[s] for s in node.inputs))
         exact = float_nodes[node.name]
         operands = [
             real(node.operand(role)) if role in ("x", "residual") else exact.operand(role).value for role in exact.roles
@@ -57,8 +68,8 @@ def test_fake_quantized_agrees_to_one_lsb_node_by_node(small_cnn):
         if "weight" in exact.roles:
             weight = node.operand("weight")
             scales = weight.qtype.scale if node.op == "conv" else weight.qtype.scale[:, None]
-            operands[exact.roles.index("weight")] = jnp.asarray(weight.value * scales, jnp.float32)
-        beside = np.asarray(reference(exact)(*operands)) / scale_out
+            operands[exact.roles.index("weight")] = np.asarray(weight.value * scales, np.float32)
+        beside = np.asarray(cheap.jit(reference(exact))(*operands)) / scale_out
         if node.qtype is None:
             np.testing.assert_allclose(result, fake, rtol=1e-5, atol=1e-5)
             np.testing.assert_allclose(result, beside, rtol=1e-5, atol=1e-5)
@@ -115,7 +126,13 @@ def test_primitives_are_rebound_by_name(name):
     x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
     traced = trace(lambda p, x: fun(x), {}, (x,))
     assert not any(node.op == "opaque" for node in traced.graph.nodes)
-    for size in (4, 2) if traced.fixed_because is None else (4,):
-        graph = traced.graph.bind(size)
-        for ours, theirs in zip(evaluate(graph, graph.params, [x[:size]]), jax.tree.leaves(fun(x[:size])), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+    @cheap.jit
+    def both(params, x):
+        sizes = (4, 2) if traced.fixed_because is None else (4,)
+        bound = [(traced.graph.bind(size), x[:size]) for size in sizes]
+        return [(evaluate(graph, params, [x]), jax.tree.leaves(fun(x))) for graph, x in bound]
+
+    for ours, theirs in both(traced.graph.params, x):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)

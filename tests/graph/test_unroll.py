@@ -1,5 +1,6 @@
 """A scan over stacked weights is the network written out by hand: its nodes, its names, its bits."""
 
+import cheap
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
-from networks import images, variables
+from networks import images, nnx_module, variables
 
 from jaxq import passes
 from jaxq.config import QuantConfig
@@ -41,7 +42,7 @@ def int8_graph(fun, params, *args):
 
 
 def run(graph, *args):
-    return evaluate(graph.bind(args[0].shape[0]), graph.params, args)
+    return cheap.jit(lambda params, *args: evaluate(graph.bind(args[0].shape[0]), params, args))(graph.params, *args)
 
 
 def shape_of(graph):
@@ -85,7 +86,7 @@ def test_reversed_with_results_of_every_turn_and_data_beside_the_weights():
     graph = trace(scanned, STACK, (X, biases)).graph
     assert [node.name for node in graph.nodes if node.op == "dot_general"] == ["2", "1", "0"]
     for size in (4, 2):
-        exact = scanned(STACK, X[:size], biases[:size])
+        exact = cheap.jit(scanned)(STACK, X[:size], biases[:size])
         for ours, theirs in zip(run(graph, X[:size], biases[:size]), exact, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -208,7 +209,7 @@ def test_nnx_names_come_from_the_weights():
         def __call__(self, x):
             return nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.layers)
 
-    fun, params = as_function(Net(nnx.Rngs(0)), None, {})
+    fun, params = as_function(nnx_module(Net), None, {})
     graph = int8_graph(fun, params, X)
     names = [node.name for node in graph.nodes if node.op == "dot"]
     assert names == [f"layers/{i}/{name}" for i in range(3) for name in ("up", "down")]
