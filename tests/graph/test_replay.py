@@ -1,5 +1,6 @@
 """The int8 ops in NumPy give the bits of the reference in JAX."""
 
+import cheap
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ X = RNG.integers(-127, 128, (2, 6, 5, 4)).astype(np.int8)
 
 
 def check(node, operands):
-    expected = np.asarray(jax.jit(reference(node))(*map(jnp.asarray, operands)))
+    expected = np.asarray(cheap.jit(reference(node))(*operands))
     found = replay(node)(*map(np.asarray, operands))
     assert is_int8(node)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)

@@ -2,6 +2,7 @@
 
 import re
 
+import cheap
 import jax
 import networks
 import numpy as np
@@ -72,7 +73,7 @@ def test_float_where_int8_never_pays(times, tmp_path):
     qmodel = tuned()
     assert set(precisions(qmodel).values()) == {"float"}
     assert all(np.dtype(value.dtype) != np.int8 for value in jax.tree.leaves(qmodel.params))
-    np.testing.assert_allclose(qmodel(X), network(WEIGHTS, X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(qmodel(X), cheap.jit(network)(WEIGHTS, X), rtol=1e-5, atol=1e-5)
     assert "float is faster: 1 ms alone, 5 ms in int8" in str(qmodel.summary())
     qmodel.save(tmp_path / "net.jaxq")
     loaded = jaxq.load(tmp_path / "net.jaxq")
@@ -88,7 +89,7 @@ def test_the_layers_in_float_where_int8_loses(times):
     qmodel = tuned()
     assert precisions(qmodel) == {"a": "int8", "b": "float", "c": "int8"}
     assert qmodel.summary().tuning.seconds == {"int8": 3.0, "float": 2.0, "mixed": 1.0, "function": 9.0}
-    assert decibels(network(WEIGHTS, X), qmodel(X)) > 30
+    assert decibels(cheap.jit(network)(WEIGHTS, X), qmodel(X)) > 30
 
 
 def test_no_layer_where_the_borders_outweigh_it(times):
@@ -106,13 +107,13 @@ def test_the_batch_size(times):
 def test_real_times(monkeypatch, tmp_path):
     """Whatever they are: a plan that runs, timings in the cache, and the same ones taken from there."""
     monkeypatch.setenv("JAXQ_CACHE_DIR", str(tmp_path))
-    qmodel = tuned(tune=4.0)
+    qmodel = tuned(tune=2.0)
     tuning = qmodel.summary().tuning
     assert tuning.chosen in tuning.seconds
     assert tuning.layers
-    exact = network(WEIGHTS, X)
+    exact = cheap.jit(network)(WEIGHTS, X)
     assert np.linalg.norm(exact - qmodel(X)) < 0.1 * np.linalg.norm(exact)  # 0 in float
-    assert tuned(tune=4.0).summary().tuning.timings.items() >= tuning.timings.items()
+    assert tuned(tune=2.0).summary().tuning.timings.items() >= tuning.timings.items()
 
 
 @pytest.mark.parametrize("given", ["quick", None, 0, -1.0, float("inf"), True])
@@ -138,4 +139,4 @@ def test_a_plan_in_float_is_the_function(times, model, shape):
     variables = networks.variables(model, x)
     qmodel = jaxq.quantize(model, variables, [x], config=jaxq.QuantConfig(method="mse"), tune="fast")
     assert not [row for row in qmodel.summary().nodes if row.precision == "int8"]
-    np.testing.assert_allclose(qmodel(x), model.apply(variables, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(qmodel(x), cheap.jit(model.apply)(variables, x), rtol=1e-4, atol=1e-5)
