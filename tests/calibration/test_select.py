@@ -2,6 +2,8 @@
 
 import warnings
 
+import cheap
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +14,15 @@ from jaxq.calibration.thresholds import threshold
 
 RNG = np.random.default_rng(0)
 X = {"a": RNG.laplace(size=20_000), "b": 3 * RNG.laplace(size=20_000), "zeros": np.zeros(10)}
-HISTOGRAMS = {name: from_samples(np.asarray(x, np.float32)) for name, x in X.items()}
+
+
+def of(arrays):
+    """The histograms of several tensors, compiled at once."""
+    samples = {name: np.asarray(x, np.float32) for name, x in arrays.items()}
+    return jax.device_get(cheap.jit(lambda arrays: {name: from_samples(x) for name, x in arrays.items()})(samples))
+
+
+HISTOGRAMS = of(X)
 A, AB = Tensor(("a",), "int8"), Tensor(("a", "b"), "int8")
 FOUND = candidates(A, HISTOGRAMS, 99.99)
 
@@ -55,7 +65,7 @@ def test_where_not_all_candidates_were_measured_mse_chooses_and_says_so():
 
 
 def test_candidates_that_agree_need_no_errors():
-    constant = {"a": from_samples(np.full(100, 6.0, np.float32))}
+    constant = of({"a": np.full(100, 6.0)})
     assert select({A: "auto"}, constant, {}, 99.99) == {A: ("mse", 6.0)}
 
 
@@ -84,7 +94,7 @@ def test_unsigned_tensors_have_more_levels():
 
 
 def test_a_threshold_is_never_too_small_for_its_scale():
-    tiny = {"t": from_samples(np.full(4, 2.0**-120, np.float32)), "zeros": HISTOGRAMS["zeros"]}
+    tiny = of({"t": np.full(4, 2.0**-120), "zeros": X["zeros"]})
     tensor, zeros = Tensor(("t",), "int8"), Tensor(("zeros",), "int8")
     chosen = select({tensor: "amax", zeros: "amax"}, tiny, {}, 99.99)
     assert chosen == {tensor: ("amax", SMALLEST_THRESHOLD), zeros: ("amax", 1.0)}

@@ -1,3 +1,4 @@
+import cheap
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,20 +17,21 @@ X = networks.images(4, 6)
 BATCH = Dim(1, 0)
 
 
-def run(graph, *inputs):
-    bound = graph.bind(inputs[0].shape[0])
-    return evaluate(bound, bound.params, inputs)
-
-
 def check(fun, params, *args):
     """The traced graph computes the function at the traced batch size and at another."""
     traced = trace(fun, params, args)
-    for size in (args[0].shape[0], 3):
-        leaves = [leaf[:size] for leaf in jax.tree.leaves(args)]
-        cut = jax.tree.unflatten(traced.in_tree, leaves)
-        expected = jax.tree.leaves(fun(params, *cut))
-        for ours, theirs in zip(run(traced.graph, *leaves), expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+    @cheap.jit
+    def both(ours, params, args):
+        results = []
+        for size in (args[0].shape[0], 3):
+            cut = jax.tree.map(lambda leaf, size=size: leaf[:size], args)
+            results.append((evaluate(traced.graph.bind(size), ours, jax.tree.leaves(cut)), fun(params, *cut)))
+        return results
+
+    for ours, expected in both(traced.graph.params, params, args):
+        for one, other in zip(ours, jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
     return traced
 
 
