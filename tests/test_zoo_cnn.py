@@ -1,12 +1,13 @@
 """The convolutional networks of the zoo: what must become of each, in numbers that follow from its architecture, and
 small forms of them end to end.
 
-The counts are those of the networks as published in every conv. Where one would take long it is as deep, but narrow: no
-count depends on a width.
+The counts are those of the networks as published in every conv. Where one would take long it is as deep, but narrow, as
+no count depends on a width; and where its depth is repetition, fewer blocks are fast and the published ones slow.
 """
 
 from collections import Counter
 
+import cheap
 import jax
 import networks
 import numpy as np
@@ -61,7 +62,17 @@ RESNET18 = resnet_counts(blocks=2 + 2 + 2 + 2, convs_each=2, projections=3)
 RESNET50 = resnet_counts(blocks=3 + 4 + 6 + 3, convs_each=3, projections=4)
 
 
-@pytest.mark.parametrize(("model", "expected"), [(resnet.ResNet18(), RESNET18), (resnet.ResNet50(), RESNET50)])
+BOTTLENECKS = resnet_counts(blocks=2 + 1 + 1, convs_each=3, projections=3)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (resnet.ResNet18(), RESNET18),
+        (resnet.ResNet((2, 1, 1), resnet.BottleneckBlock), BOTTLENECKS),
+        pytest.param(resnet.ResNet50(), RESNET50, marks=pytest.mark.slow),
+    ],
+)
 def test_resnet(model, expected):
     check(counted(model), **expected)
 
@@ -74,42 +85,53 @@ def test_resnet_nnx(make, expected):
     check(counted_nnx(make, num_filters=8), **expected)
 
 
-# Nine blocks of six convs behind a stem of three; each block's three 1x1 convs on its input are one.
-GOOGLENET = {
-    "int8": {
-        "conv": 3 + 9 * 6 - 9 * 2,
-        "dot": 1,
-        "slice": 9 * 3,
-        "pool": 9 + 4 + 1,  # in the blocks, between stages, the mean
-        "concatenate": 9,
-    },
-    "fused": {
-        "bias": 3 + 9 * 4 + 1,
-        "relu": 3 + 9 * 4,
-        "requantize": 3 + 9 * 4 + 1,
-    },
-    "merges": {3: 9},
-}
+def googlenet_counts(stages):
+    """Blocks of six convs behind a stem of three; each block's three 1x1 convs on its input are one."""
+    blocks = sum(map(len, stages))
+    return {
+        "int8": {
+            "conv": 3 + blocks * 6 - blocks * 2,
+            "dot": 1,
+            "slice": blocks * 3,
+            "pool": blocks + 4 + 1,  # in the blocks, between stages, the mean
+            "concatenate": blocks,
+        },
+        "fused": {
+            "bias": 3 + blocks * 4 + 1,
+            "relu": 3 + blocks * 4,
+            "requantize": 3 + blocks * 4 + 1,
+        },
+        "merges": {3: blocks},
+    }
 
 
 NARROW_STAGES = tuple(tuple(googlenet.Widths(*(w // 8 for w in widths)) for widths in s) for s in googlenet.STAGES)
+ONE_EACH = tuple(stage[:1] for stage in NARROW_STAGES)
 
 
-@pytest.mark.parametrize("norm", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_googlenet(norm):
-    counts = counted(googlenet.GoogLeNet(norm=norm))
-    check(counts, **GOOGLENET)
+@pytest.mark.parametrize(
+    ("norm", "stages"),
+    [
+        (True, ONE_EACH),
+        pytest.param(True, googlenet.STAGES, marks=pytest.mark.slow),
+        pytest.param(False, googlenet.STAGES, marks=pytest.mark.slow),
+    ],
+)
+def test_googlenet(norm, stages):
+    counts = counted(googlenet.GoogLeNet(norm=norm, stages=stages))
+    check(counts, **googlenet_counts(stages))
     merged = [row.name for row in counts.rows if "merged:3" in row.fused]
-    blocks = (f"GoogLeNet/InceptionBlock_{i}" for i in range(9))
+    blocks = [f"GoogLeNet/InceptionBlock_{i}" for i in range(sum(map(len, stages)))]
     assert merged == [f"{block}/{{b1/conv,reduce3/conv,reduce5/conv}}" for block in blocks]
     apart = [row for row in counts.rows if row.name.endswith("/pool/conv")]
-    assert len(apart) == 9
+    assert len(apart) == len(blocks)
     assert all(row.op == "conv" and row.fused == ("bias", "relu", "requantize") for row in apart)
 
 
 @pytest.mark.parametrize("norm", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_googlenet_nnx(norm):
-    check(counted_nnx(googlenet.NnxGoogLeNet, stem=(8, 8, 24), stages=NARROW_STAGES, norm=norm), **GOOGLENET)
+    counts = counted_nnx(googlenet.NnxGoogLeNet, stem=(8, 8, 24), stages=NARROW_STAGES, norm=norm)
+    check(counts, **googlenet_counts(googlenet.STAGES))
 
 
 def inverted_counts(stages):
@@ -128,6 +150,7 @@ def inverted_counts(stages):
     }
 
 
+@pytest.mark.slow
 def test_mobilenet_v2():
     expected = inverted_counts(mobilenet.V2)
     assert (expected["int8"]["conv"], expected["fused"]["residual"]) == (52, 10)  # of 17 blocks, seven change the shape
@@ -143,8 +166,8 @@ def test_efficientnet_lite0():
 @pytest.mark.parametrize(
     ("make", "stages"),
     [
-        pytest.param(mobilenet.NnxMobileNetV2, mobilenet.V2, marks=pytest.mark.slow),
-        (efficientnet.NnxEfficientNetLite0, efficientnet.LITE0),
+        (mobilenet.NnxMobileNetV2, mobilenet.V2),
+        pytest.param(efficientnet.NnxEfficientNetLite0, efficientnet.LITE0, marks=pytest.mark.slow),
     ],
 )
 def test_inverted_residuals_nnx(make, stages):
@@ -233,11 +256,12 @@ def test_unet_nnx():
     check(counted_nnx(unet.NnxUNet, widths=(8, 16, 32, 64, 128)), **UNET)
 
 
-def test_convnext_tiny():
-    """What stays in float is 23 layer norms, and the mean between two of them."""
-    blocks, downsamples = 3 + 3 + 9 + 3, 3
+@pytest.mark.parametrize("depths", [(1, 1, 2, 1), pytest.param((3, 3, 9, 3), marks=pytest.mark.slow)])
+def test_convnext(depths):
+    """What stays in float is the layer norms, 23 in ConvNeXt-Tiny, and the mean between two of them."""
+    blocks, downsamples = sum(depths), 3
     convs, dots = 1 + blocks + downsamples, 2 * blocks + 1
-    counts = counted(convnext.ConvNeXtTiny())
+    counts = counted(convnext.ConvNeXt(depths, (12, 24, 48, 96)))
     check(
         counts,
         int8={"conv": convs, "dot": dots},
@@ -245,12 +269,12 @@ def test_convnext_tiny():
             "bias": convs + dots,
             "gelu": blocks,
             "residual": blocks,
-            # Before each of the 23 norms stands a float result, of the stem, a depthwise conv or a stage.
+            # Before each of the norms stands a float result, of the stem, a depthwise conv or a stage.
             "requantize": convs + dots - (1 + blocks + 4) - 1,
         },
         left={"layer_norm": 1 + blocks + downsamples + 1, "pool": 1},
         norms=1,  # the stem's: a conv and a residual read it
-        quantized=1 + 23,  # the picture, and behind each norm
+        quantized=1 + blocks + 5,  # the picture, and behind each norm
     )
 
 
@@ -265,9 +289,9 @@ def quantized(model, x):
     """(what the model computes, the model in int8)."""
     config = jaxq.QuantConfig(method="mse")
     if isinstance(model, nnx.Module):
-        return jax.jit(model.__call__)(x), jaxq.quantize(model, [x], config=config)
+        return cheap.jit(model.__call__)(x), jaxq.quantize(model, [x], config=config)
     variables = networks.variables(model, x)
-    return jax.jit(model.apply)(variables, x), jaxq.quantize(model, variables, [x], config=config)
+    return cheap.jit(model.apply)(variables, x), jaxq.quantize(model, variables, [x], config=config)
 
 
 # Each network and the least signal to quantization noise, in decibels, of its results on what calibrated it.
@@ -315,4 +339,4 @@ def test_int8_is_near_float_and_the_oracle_in_every_bit(make, floor):
     exact, qmodel = quantized(make(), x)
     result = qmodel(x)
     assert networks.decibels(exact, result) > floor
-    np.testing.assert_array_equal(result, jax.jit(qmodel.plan.evaluate)(qmodel.params, (x,)))
+    np.testing.assert_array_equal(result, cheap.oracle(qmodel, x))

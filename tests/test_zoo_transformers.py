@@ -1,24 +1,31 @@
 """What becomes of the zoo's transformers, in numbers that follow from their architecture.
 
 Each test says in full which ops compute in int8, what their epilogues hold, and which float ops are left. (Ops that
-only move values are not counted.) With NNX, or with the layers as a scan, the numbers are the same.
+only move values are not counted.) With NNX, or with the layers as a scan, the numbers are the same. They are those of
+the networks at any depth and width: fast with two layers, slow with as many as were published.
 """
 
 from collections import Counter
 
 import jax
 import numpy as np
+import pytest
 from networks import nnx_module, variables
 from zoo import bert, gpt, mixer, scanned, vit
 from zoo.counts import Counts, count
 
 from jaxq.graph.node import LAYOUT
 
+NARROW = {"width": 48, "heads": 6}
 MOVES = LAYOUT - {"reduce_max", "gather"} | {"dynamic_update_slice", "scatter"}
 
 
 def shape(*dims, dtype=np.float32):
     return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def depths(published):
+    return pytest.mark.parametrize("layers", [2, pytest.param(published, marks=pytest.mark.slow)])
 
 
 def check(
@@ -61,14 +68,16 @@ def check_vit(found, layers):
     assert all(row.fused == ("bias", "gelu", "requantize") for row in found.rows if "gelu" in row.fused)
 
 
-def test_vit():
-    x = shape(2, 224, 224, 3)
-    check_vit(count(vit.ViT(), variables(vit.ViT(), x), x), layers=12)
+@depths(12)
+def test_vit(layers):
+    x, model = shape(2, 224, 224, 3), vit.ViT(layers=layers, **NARROW)
+    check_vit(count(model, variables(model, x), x), layers)
 
 
-def test_vit_in_nnx():
-    model = nnx_module(lambda rngs: vit.NnxViT(rngs=rngs))
-    check_vit(count(model, None, shape(2, 224, 224, 3)), layers=12)
+@depths(12)
+def test_vit_in_nnx(layers):
+    model = nnx_module(lambda rngs: vit.NnxViT(layers=layers, **NARROW, rngs=rngs))
+    check_vit(count(model, None, shape(2, 224, 224, 3)), layers)
 
 
 def check_mixer(found, layers):
@@ -84,19 +93,22 @@ def check_mixer(found, layers):
     )
 
 
-def test_mixer():
-    x = shape(2, 224, 224, 3)
-    check_mixer(count(mixer.Mixer(), variables(mixer.Mixer(), x), x), layers=8)
+@depths(8)
+def test_mixer(layers):
+    x, model = shape(2, 224, 224, 3), mixer.Mixer(width=48, layers=layers)
+    check_mixer(count(model, variables(model, x), x), layers)
 
 
-def test_mixer_in_nnx():
-    model = nnx_module(lambda rngs: mixer.NnxMixer(rngs=rngs))
-    check_mixer(count(model, None, shape(2, 224, 224, 3)), layers=8)
+@depths(8)
+def test_mixer_in_nnx(layers):
+    model = nnx_module(lambda rngs: mixer.NnxMixer(width=48, layers=layers, rngs=rngs))
+    check_mixer(count(model, None, shape(2, 224, 224, 3)), layers)
 
 
-def test_bert():
-    tokens, layers = shape(2, 32, dtype=np.int32), 6
-    found = count(bert.Bert(), variables(bert.Bert(), tokens, tokens), tokens, tokens)
+@depths(6)
+def test_bert(layers):
+    tokens, model = shape(2, 32, dtype=np.int32), bert.Bert(layers=layers, vocabulary=99, hidden=192, **NARROW)
+    found = count(model, variables(model, tokens, tokens), tokens, tokens)
     embeddings = Counter(gather=2, add=2)  # of words and kinds; the positions' are a constant, two sums
     pooling = Counter(mul=1, pool=2, div=1)  # tokens times mask; the sums of both; their ratio
     norm = Counter(mul=1, reduce_sum=1, sqrt=1, div=1)
@@ -131,8 +143,9 @@ def check_scanned(found, layers):
     check_attention(found, layers, "attention/{")
 
 
-def test_scanned_layers_are_those_of_the_unrolled_network():
-    x, layers = shape(2, 64, 384), 12
+@depths(12)
+def test_scanned_layers_are_those_of_the_unrolled_network(layers):
+    x = shape(2, 64, 48)
     v = variables(scanned.Scanned(layers), x)
     unrolled = count(scanned.Unrolled(layers), scanned.unstacked(v), x)
     check_scanned(unrolled, layers)
@@ -142,13 +155,15 @@ def test_scanned_layers_are_those_of_the_unrolled_network():
     assert sum(row.macs for row in in_scan.rows) == sum(row.macs for row in unrolled.rows)
 
 
-def test_scanned_layers_of_a_plain_function():
-    x, layers = shape(2, 64, 384), 12
+@depths(12)
+def test_scanned_layers_of_a_plain_function(layers):
+    x = shape(2, 64, 48)
     check_scanned(count(scanned.plain, variables(scanned.Scanned(layers), x), x), layers)
 
 
-def test_gpt():
-    model, tokens, layers = gpt.GPT(), shape(2, 64, dtype=np.int32), 6
+@depths(6)
+def test_gpt(layers):
+    model, tokens = gpt.GPT(layers=layers, **NARROW), shape(2, 64, dtype=np.int32)
     found = count(model, variables(model, tokens), tokens)
     check(
         found,
@@ -181,14 +196,16 @@ def check_decoding(found, layers):
     assert kinds == {(("int8", "int8"), "float32"): layers, (("uint8", "int8"), "int8"): layers}
 
 
-def test_gpt_with_a_cache():
-    model, layers = gpt.GPT(decode=True), 6
-    params = variables(gpt.GPT(), shape(2, 4, dtype=np.int32))["params"]
+@depths(6)
+def test_gpt_with_a_cache(layers):
+    model = gpt.GPT(layers=layers, **NARROW, decode=True)
+    params = variables(model.clone(decode=False), shape(2, 4, dtype=np.int32))["params"]
     check_decoding(count(gpt.step(model), params, gpt.empty_cache(model, 2), shape(2, 1, dtype=np.int32)), layers)
 
 
-def test_gpt_with_a_plain_cache():
-    model, layers = gpt.GPT(), 6
+@depths(6)
+def test_gpt_with_a_plain_cache(layers):
+    model = gpt.GPT(layers=layers, **NARROW)
     params = variables(model, shape(2, 4, dtype=np.int32))["params"]
     cache = gpt.plain_cache(model, 2)
     check_decoding(count(gpt.plain_step(model.heads), params, cache, shape(2, 1, dtype=np.int32)), layers)

@@ -46,6 +46,3 @@ class ConvNeXt(nn.Module):
                 x = Block(name=f"stage_{stage}_block_{i}")(x)
         x = norm(name="head_norm")(jnp.mean(x, axis=(1, 2)))
         return nn.Dense(self.num_classes, name="head")(x)
-
-
-ConvNeXtTiny = ConvNeXt
