@@ -1,8 +1,8 @@
 """A jit for what a test runs once: an oracle, a model in float, an interpreted kernel.
 
 XLA takes longer to optimize such a function than to run it, and longer still to compile its operations one by one, as
-it does eagerly. Unoptimized it computes what it computes eagerly: integers are exact, and each operation on floats is
-rounded by itself. What a test is about is compiled as a user compiles it.
+it does eagerly. Unoptimized, integers are exact as ever, and each operation on floats is rounded by itself; only exp, sin
+and the like, which are approximated, have other last bits. What a test is about is compiled as a user compiles it.
 """
 
 import functools
@@ -17,5 +17,5 @@ jit = functools.partial(jax.jit, compiler_options=_OPTIONS)
 
 
 def oracle(qmodel, *args):
-    """What the quantized model gives by the definition of its nodes."""
+    """What the quantized model, whose float nodes hold no exp or the like, gives by the definition of its nodes."""
     return jit(qmodel.plan.evaluate)(qmodel.params, args)

@@ -3,6 +3,7 @@
 from functools import partial
 from types import SimpleNamespace
 
+import cheap
 import jax
 import numpy as np
 import pytest
@@ -58,13 +59,17 @@ def _bytes(value: object) -> str:
 def check_rewrites(network: Network) -> None:
     """Needs no int8 arithmetic: exact rewrites, names, idempotence."""
     stages = rewritten(network)
-    expected = np.asarray(jax.jit(network.fun)(network.params, network.x))
     bound = stages.simple.bind(len(network.x))
-    (actual,) = jax.jit(lambda params, x: evaluate(bound, params, [x]))(bound.params, network.x)
+
+    @cheap.jit
+    def both(params, simple, x):
+        return network.fun(params, x), evaluate(bound, simple, [x])[0]
+
+    expected, actual = map(np.asarray, both(network.params, bound.params, network.x))
     # The error relative to the largest magnitude of the output, or of inputs and weights (about one): a smaller
     # output is what a sum that cancelled left over (of which a relu may let through the least element alone).
     unit = max(np.max(np.abs(expected), initial=0), 1.0)
-    assert np.max(np.abs(np.asarray(actual) - expected), initial=0) <= 1e-5 * unit
+    assert np.max(np.abs(actual - expected), initial=0) <= 1e-5 * unit
 
     again = verify(passes.simplify(stages.simple), "float")
     assert structure(again) == structure(stages.simple)
@@ -87,6 +92,7 @@ def check_int8(network: Network, tmp_path=None) -> bool:
     qmodel = QuantizedModel(graph.params, plan)
     x = network.x
     result = np.asarray(qmodel(x))
+    # What is in float is rounded as XLA compiles it.
     oracle = jax.jit(lambda params, x: plan.evaluate(params, (x,)))(qmodel.params, x)
     np.testing.assert_array_equal(result, oracle)
     apart = stages.lowered.bind(len(x))

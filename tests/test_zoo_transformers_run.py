@@ -1,6 +1,6 @@
 """The zoo's transformers from end to end, small, and all-MiniLM-L6-v2 with its real weights."""
 
-import jax
+import cheap
 import numpy as np
 import pytest
 from networks import decibels, images, nnx_module, variables
@@ -27,7 +27,7 @@ def tokens(seed):
 
 def check_nnx(model, batches, floor):
     *calibration, x = batches
-    assert decibels(jax.jit(model)(x), jaxq.quantize(model, calibration, config=CONFIG)(x)) > floor
+    assert decibels(cheap.jit(model)(x), jaxq.quantize(model, calibration, config=CONFIG)(x)) > floor
 
 
 def check(model, batches, floor):
@@ -35,7 +35,7 @@ def check(model, batches, floor):
     *calibration, x = (batch if isinstance(batch, tuple) else (batch,) for batch in batches)
     params = variables(model, *x)
     qmodel = jaxq.quantize(model, params, calibration, config=CONFIG)
-    assert decibels(jax.jit(model.apply)(params, *x), qmodel(*x)) > floor
+    assert decibels(cheap.jit(model.apply)(params, *x), qmodel(*x)) > floor
 
 
 @pytest.mark.slow
@@ -71,14 +71,14 @@ def test_scanned_layers_give_the_bits_of_the_unrolled_network():
     in_scan = jaxq.quantize(scanned.Scanned(2, 2, 10), v, batches, config=CONFIG)
     unrolled = jaxq.quantize(scanned.Unrolled(2, 2, 10), scanned.unstacked(v), batches, config=CONFIG)
     np.testing.assert_array_equal(in_scan(x), unrolled(x))
-    assert decibels(jax.jit(scanned.Scanned(2, 2, 10).apply)(v, x), in_scan(x)) > 31
+    assert decibels(cheap.jit(scanned.Scanned(2, 2, 10).apply)(v, x), in_scan(x)) > 31
 
 
 @pytest.mark.slow
 def test_scanned_layers_of_a_plain_function():
     *batches, x = STREAMS
     v = variables(scanned.Scanned(2, 2, 10), x)
-    exact = jax.jit(scanned.plain)(v, x)
+    exact = cheap.jit(scanned.plain)(v, x)
     np.testing.assert_allclose(exact, scanned.Scanned(2, 2, 10).apply(v, x), rtol=1e-4, atol=1e-5)
     assert decibels(exact, jaxq.quantize(scanned.plain, v, batches, config=CONFIG)(x)) > 31
 
@@ -105,9 +105,9 @@ def rolled_out(step, cache, prompt):
 def check_decoding(step, make_cache):
     """The quantized step goes on from the cache that it filled itself, also for another number of prompts."""
     params = variables(SMALL, prompts(0))["params"]
-    compiled = jax.jit(step)
+    compiled = cheap.jit(step)
     exact, arguments = rolled_out(lambda *args: compiled(params, *args), make_cache(8), prompts(0))
-    np.testing.assert_allclose(exact, jax.jit(SMALL.apply)({"params": params}, prompts(0)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(exact, cheap.jit(SMALL.apply)({"params": params}, prompts(0)), rtol=1e-4, atol=1e-5)
     qmodel = jaxq.quantize(step, params, arguments, config=CONFIG)
     for batch in (8, 3):
         found, _ = rolled_out(qmodel, make_cache(batch), prompts(0)[:batch])
@@ -131,7 +131,7 @@ def cosines(a, b):
 def test_minilm_in_float():
     """The definition and its weights are the published network: what means the same lies close together."""
     flat = [sentence for group in sentences.PARAPHRASES for sentence in group]
-    apply = jax.jit(bert.Bert().apply)
+    apply = cheap.jit(bert.Bert().apply)
     found = apply(bert.minilm_variables(MINILM), *bert.WordPiece(MINILM)(flat, 24)).reshape(-1, 3, 384)
     np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1.0, rtol=1e-5)
     assert np.all(cosines(found[:, 0], found[:, 1]) > 0.65)
@@ -157,7 +157,7 @@ def test_minilm_in_int8():
     calibration = [tokenizer(sentences.CALIBRATION[i : i + 16], 24) for i in range(0, 64, 16)]
     qmodel = jaxq.quantize(model, v, calibration)
     x = tokenizer(sentences.EVALUATION, 24)
-    exact, found = jax.jit(model.apply)(v, *x), qmodel(*x)
+    exact, found = cheap.jit(model.apply)(v, *x), qmodel(*x)
     close = cosines(exact, found)
     print(f"{decibels(exact, found):.2f} dB, cosine {close.mean():.4f} in the mean, {close.min():.4f} at least")
     assert len(close) == 64
