@@ -1,7 +1,7 @@
 """A jit for what a test runs once: an oracle, a model in float, an interpreted kernel.
 
 XLA takes longer to optimize such a function than to run it, and longer still to compile its operations one by one, as
-it does eagerly. Unoptimized, integers are exact as ever, and each operation on floats is rounded by itself; only exp, sin
+it does eagerly. Unoptimized, integers are exact as ever, and each operation on floats is rounded by itself; only exp
 and the like, which are approximated, have other last bits. What a test is about is compiled as a user compiles it.
 """
 
