@@ -9,6 +9,7 @@ import pytest
 from networks import images
 
 import jaxq
+from jaxq import backends
 from jaxq.calibration import observe
 from jaxq.calibration.batches import Batches
 from jaxq.calibration.observe import merged, observe_all
@@ -44,7 +45,7 @@ def one_pass(batches, num_samples=5, fun=relu, **options):
     batches = Batches(batches)
     graph = RELU if fun is relu else trace(fun, {}, batches.signature.args).graph
     nodes = [node for node in (*graph.inputs, *graph.nodes) if not node.is_constant and node.aval.is_float]
-    return observe_all(graph, nodes, batches, num_samples, **options)
+    return observe_all(graph, nodes, batches, num_samples, kernels=backends.calibration(), **options)
 
 
 def assert_same_counts(ours, theirs):
