@@ -1,14 +1,16 @@
 """What a user chooses: the calibration method and per-layer rules. Frozen data, no behaviour beyond matching."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from jaxq.errors import UnsupportedError
 
 METHODS = ("auto", "entropy", "mse", "percentile", "amax")
 WEIGHT_METHODS = ("amax", "mse")
 WEIGHT_SCALES = ("channel", "tensor")
+WEIGHT_BITS = (8, 4)
 
 
 def check_method(method: str, where: str) -> None:
@@ -16,9 +18,27 @@ def check_method(method: str, where: str) -> None:
     _check_one_of(METHODS, method, "method", where)
 
 
-def _check_one_of(known: tuple[str, ...], value: str, name: str, where: str) -> None:
-    if not isinstance(value, str) or value not in known:
+def _check_one_of(known: tuple[Any, ...], value: Any, name: str, where: str) -> None:
+    if type(value) is not type(known[0]) or value not in known:
         raise UnsupportedError(f"{where}: {name}={value!r} is not known; take one of {known}")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How the weights of one layer are quantized: see `QuantConfig`'s arguments of these names."""
+
+    weight_method: str
+    weight_scales: str
+    weight_bits: int
+
+
+_WEIGHTS = {field.name for field in fields(Weights)}
+
+
+def _check_weights(choices: Mapping[str, Any], where: str) -> None:
+    known = {"weight_method": WEIGHT_METHODS, "weight_scales": WEIGHT_SCALES, "weight_bits": WEIGHT_BITS}
+    for name, value in choices.items():
+        _check_one_of(known[name], value, name, where)
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,8 @@ class LayerRule:
     """What holds for the layers whose path `pattern` finds (`re.search` on the full path; the first match wins).
 
     `quantize=False` keeps the layer in float. `method` chooses the threshold of the value that the layer produces,
-    `weight_method` and `weight_scales` the scales of its weights, as in `QuantConfig`. None leaves it to the config.
+    `weight_method`, `weight_scales` and `weight_bits` how its weights are quantized, as in `QuantConfig`. None leaves
+    it to the config.
     """
 
     pattern: str
@@ -34,6 +55,7 @@ class LayerRule:
     method: str | None = None
     weight_method: str | None = None
     weight_scales: str | None = None
+    weight_bits: int | None = None
 
     def __post_init__(self) -> None:
         where = f"LayerRule({self.pattern!r})"
@@ -41,10 +63,7 @@ class LayerRule:
             raise UnsupportedError(f"{where}: quantize={self.quantize!r} is neither True nor False")
         if self.method is not None:
             check_method(self.method, where)
-        if self.weight_method is not None:
-            _check_one_of(WEIGHT_METHODS, self.weight_method, "weight_method", where)
-        if self.weight_scales is not None:
-            _check_one_of(WEIGHT_SCALES, self.weight_scales, "weight_scales", where)
+        _check_weights({name: value for name in _WEIGHTS if (value := getattr(self, name)) is not None}, where)
         try:
             re.compile(self.pattern)
         except (re.error, TypeError) as error:
@@ -66,6 +85,7 @@ class QuantConfig:
       percentile: the percentage of values that lie within the threshold of method "percentile".
       weight_method: "amax" clips no weight; "mse" clips those of each scale where that makes their squared error least.
       weight_scales: "channel" gives every output channel a scale of its own, "tensor" one to all.
+      weight_bits: 8, or 4: weights of 15 levels, [-7, 7] times their scale, computed by the same int8 kernels.
     """
 
     method: str = "auto"
@@ -73,11 +93,11 @@ class QuantConfig:
     percentile: float = 99.99
     weight_method: str = "amax"
     weight_scales: str = "channel"
+    weight_bits: int = 8
 
     def __post_init__(self) -> None:
         check_method(self.method, "QuantConfig")
-        _check_one_of(WEIGHT_METHODS, self.weight_method, "weight_method", "QuantConfig")
-        _check_one_of(WEIGHT_SCALES, self.weight_scales, "weight_scales", "QuantConfig")
+        _check_weights({name: getattr(self, name) for name in _WEIGHTS}, "QuantConfig")
         if not isinstance(self.rules, Iterable) or not all(isinstance(rule, LayerRule) for rule in self.rules):
             raise UnsupportedError(f"QuantConfig: rules takes a tuple of LayerRule objects, not {self.rules!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -97,10 +117,11 @@ class QuantConfig:
         rule = self.rule(path)
         return None if rule is None else rule.method
 
-    def for_weights(self, path: str) -> tuple[str, str]:
-        """(weight_method, weight_scales) of the layer."""
+    def for_weights(self, path: str) -> Weights:
+        """How the layer's weights are quantized."""
         rule = self.rule(path) or LayerRule("")
-        return rule.weight_method or self.weight_method, rule.weight_scales or self.weight_scales
+        ruled = {name: getattr(rule, name) for name in _WEIGHTS}
+        return Weights(**{name: getattr(self, name) if value is None else value for name, value in ruled.items()})
 
     def unmatched(self, paths: Iterable[str]) -> tuple[LayerRule, ...]:
         """The rules that match none of the paths."""

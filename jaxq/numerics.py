@@ -97,11 +97,12 @@ def epilogue(
 
 
 def quantize_weight(
-    weight: np.ndarray, *, method: str = "amax", per_channel: bool = True
+    weight: np.ndarray, *, method: str = "amax", per_channel: bool = True, bits: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """A float weight whose last axis is the output channel to (int8 weight, float64 scale per output channel).
 
-    scale[c] = t / 127 with a positive floor, so that a dead channel (folded batch norms leave some) has a finite scale.
+    scale[c] = t / 127, or t / 7 for weights of 4 bits, which lie in [-7, 7]; with a positive floor, so that a dead
+    channel (folded batch norms leave some) has a finite scale.
     By "amax" t is the largest magnitude in the channel, and nothing is clipped; by "mse" it is the fraction of that,
     0.30 to 1 by 0.02, which makes the squared error of the channel's weights least (ties go to the larger). Unless
     `per_channel`, the channels share one t, that of all weights.
@@ -111,22 +112,23 @@ def quantize_weight(
         columns = columns.reshape(-1, 1)
     amax = np.max(np.abs(columns), axis=0, initial=0.0)
     amax = np.maximum(amax, SMALLEST_AMAX)
-    threshold = amax if method == "amax" else amax * _best_fraction(columns, amax)
-    scale = np.broadcast_to(threshold / largest_level("int8"), weight.shape[-1:]).copy()
-    return _weight_levels(weight, scale).astype(np.int8), scale
+    largest = 2 ** (bits - 1) - 1
+    threshold = amax if method == "amax" else amax * _best_fraction(columns, amax, largest)
+    scale = np.broadcast_to(threshold / largest, weight.shape[-1:]).copy()
+    return _weight_levels(weight, scale, largest).astype(np.int8), scale
 
 
-def _weight_levels(weight: np.ndarray, scale: np.ndarray | np.floating) -> np.ndarray:
-    return np.clip(np.rint(weight / scale), *BOUNDS["int8"])
+def _weight_levels(weight: np.ndarray, scale: np.ndarray | np.floating, largest: int) -> np.ndarray:
+    return np.clip(np.rint(weight / scale), -largest, largest)
 
 
-def _best_fraction(columns: np.ndarray, amax: np.ndarray) -> np.ndarray:
+def _best_fraction(columns: np.ndarray, amax: np.ndarray, largest: int) -> np.ndarray:
     """For each column the fraction of `amax` at which clipping its weights and rounding them errs least."""
     relative = (columns / amax).astype(np.float32)  # float32: it only chooses
     best, least = np.ones(len(amax)), np.full(len(amax), np.inf)
     for fraction in np.linspace(1.0, 0.3, 36):
-        scale = np.float32(fraction / largest_level("int8"))
-        error = _weight_levels(relative, scale) * scale - relative
+        scale = np.float32(fraction / largest)
+        error = _weight_levels(relative, scale, largest) * scale - relative
         summed = np.einsum("kc,kc->c", error, error)
         best, least = np.where(summed < least, fraction, best), np.minimum(summed, least)
     return best

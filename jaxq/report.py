@@ -29,7 +29,8 @@ class Row:
       name: the layer path.
       op: "conv", "dot", "add", "pool", ..., or the JAX primitive's name.
       precision: "int8" or "float".
-      fused: what its epilogue holds: "bias", "residual", "relu", "relu6", "clip", "requantize", "merged:3".
+      fused: what its epilogue holds: "bias", "residual", "relu", "relu6", "clip", "requantize", "merged:3"; before that
+        "weight:int4" where an int8 node's weights have 4 bits.
       macs: multiply-adds for one example; 0 for all but convs and dots. In a scan those of all turns, in a while of one
         turn, in a cond of each branch.
       reason: why it stays in float, or "".

@@ -61,11 +61,13 @@ def test_quantize_is_off_by_half_a_step_at_most(values, scale):
     assert np.all(np.abs(back - x)[inside] <= scale * 0.5001)
 
 
-@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31))
-def test_weights_use_the_whole_range_and_are_off_by_half_a_step(rows, channels, seed):
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([(8, 127), (4, 7)]))
+def test_weights_use_the_whole_range_and_are_off_by_half_a_step(rows, channels, seed, bits_and_largest):
     w = np.random.default_rng(seed).normal(size=(rows, channels)).astype(np.float32)
-    q, scale = numerics.quantize_weight(w)
-    assert np.all(np.max(np.abs(q), axis=0) == 127)
+    bits, largest = bits_and_largest
+    q, scale = numerics.quantize_weight(w, bits=bits)
+    assert q.dtype == np.int8
+    assert np.all(np.max(np.abs(q), axis=0) == largest)
     assert np.all(np.abs(q * scale - w) <= scale * 0.5001)
 
 
@@ -80,10 +82,12 @@ def squared_error(w, q, scale):
     return np.sum(np.square(q * scale - w), axis=0)
 
 
-@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**31), st.booleans())
-def test_weights_clipped_by_mse_err_no_more_than_unclipped_ones(rows, channels, seed, per_channel):
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 2**31), st.booleans(), st.sampled_from([8, 4]))
+def test_weights_clipped_by_mse_err_no_more_than_unclipped_ones(rows, channels, seed, per_channel, bits):
     w = np.random.default_rng(seed).standard_t(2, size=(rows, channels)).astype(np.float32)
-    exact, clipped = (numerics.quantize_weight(w, method=m, per_channel=per_channel) for m in ("amax", "mse"))
+    exact, clipped = (
+        numerics.quantize_weight(w, method=m, per_channel=per_channel, bits=bits) for m in ("amax", "mse")
+    )
     errors = squared_error(w, *clipped), squared_error(w, *exact)
     if not per_channel:
         errors = tuple(map(np.sum, errors))

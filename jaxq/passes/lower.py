@@ -193,8 +193,12 @@ class _Lowering:
             operands["residual"] = residual
             operands["residual_multiplier"] = constant(np.float32(scale_residual / scale_out))
         dtype = np.dtype(qtype.dtype) if qtype else node.aval.dtype
-        words = fused_words(node) + (("requantize",) if qtype else ())
+        words = self._weight_words(node) + fused_words(node) + (("requantize",) if qtype else ())
         return node.with_operands(operands, aval=Aval(node.aval.shape, dtype), qtype=qtype, fused=words)
+
+    def _weight_words(self, node: Node) -> tuple[str, ...]:
+        is_int4 = node.op in WEIGHTED and self.config.for_weights(node.name).weight_bits == 4
+        return (INT4_WEIGHT,) if is_int4 else ()
 
     def _weight(self, node: Node) -> tuple[Node, np.ndarray]:
         weight, scale = quantized_weight(node, self.config)
@@ -205,11 +209,18 @@ def quantized_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.nd
     """The weight of a float conv or dot in int8, in the op's own layout, and its scales, float64, one a channel."""
     value = node.operand("weight").value
     by_channel = value if node.op == "conv" else value.T
-    method, scales = config.for_weights(node.name)
-    quantized, scale = numerics.quantize_weight(by_channel, method=method, per_channel=scales == "channel")
+    how = config.for_weights(node.name)
+    quantized, scale = numerics.quantize_weight(
+        by_channel,
+        method=how.weight_method,
+        per_channel=how.weight_scales == "channel",
+        bits=how.weight_bits,
+    )
     return quantized if node.op == "conv" else np.ascontiguousarray(quantized.T), scale
 
 
+# What is fused into an int8 conv or dot whose weights have 4 bits.
+INT4_WEIGHT = "weight:int4"
 # In the order in which an epilogue does them.
 EPILOGUE_WORDS = ("bias", "residual", "relu", "relu6", "clip", "requantize")
 

@@ -1,7 +1,8 @@
 """Horizontal fusion: int8 convs or dots that read one value become one, and slices of its output channels.
 
 It runs on the int8 graph, where it changes no bit: each branch brings its own weights, multipliers, biases and bounds,
-all of them per output channel. Branches merge where geometry and output dtype agree and none has a residual or a table.
+all of them per output channel. Branches merge where geometry, output dtype and the bits of their weights agree and none
+has a residual or a table.
 """
 
 from collections.abc import Hashable
@@ -9,7 +10,7 @@ from collections.abc import Hashable
 import numpy as np
 
 from jaxq.graph.node import WEIGHTED, Aval, Graph, Node, QType, constant
-from jaxq.passes.lower import EPILOGUE_WORDS
+from jaxq.passes.lower import EPILOGUE_WORDS, INT4_WEIGHT
 
 _PER_CHANNEL = ("multiplier", "bias", "lo", "hi")
 
@@ -48,7 +49,7 @@ def _family(node: Node) -> Hashable:
     geometry = tuple((key, value) for key, value in sorted(node.attrs.items()) if key not in ("lo", "hi"))
     if node.attrs.get("groups", 1) != 1:
         return None
-    return (node.operand("x"), node.op, kernel, geometry, node.aval.dtype.name)
+    return (node.operand("x"), node.op, kernel, geometry, INT4_WEIGHT in node.fused, node.aval.dtype.name)
 
 
 def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
@@ -67,7 +68,7 @@ def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
     if head.qtype is not None:
         scales = [np.full(width, node.qtype.scale) for node, width in zip(family, widths, strict=True)]  # type: ignore[union-attr]
         qtype = QType(head.qtype.dtype, np.concatenate(scales))
-    words = [word for word in EPILOGUE_WORDS if any(word in node.fused for node in family)]
+    words = [word for word in (INT4_WEIGHT, *EPILOGUE_WORDS) if any(word in node.fused for node in family)]
     merged = head.with_operands(
         operands,
         name=name,

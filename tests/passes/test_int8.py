@@ -171,7 +171,41 @@ def test_rules_choose_how_weights_are_quantized():
     np.testing.assert_array_equal(scales["c"], largest["c"].max(axis=0).astype(np.float64) / 127)
 
 
-@pytest.mark.parametrize("choice", [{"weight_method": "entropy"}, {"weight_scales": "row"}, {"weight_method": 3}])
+def test_weights_of_four_bits_have_fifteen_levels_and_are_told_in_the_summary():
+    params = {name: images(32, 32, seed=seed) / 6 for seed, name in enumerate("abc")}
+    config = QuantConfig(weight_bits=4, weight_method="mse", rules=(LayerRule("^b$", weight_bits=8),))
+
+    def fun(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"] @ params["c"]
+
+    x = images(64, 32)
+    qmodel = jaxq.quantize(fun, params, [x], config=config)
+    largest = {name: int(np.max(np.abs(np.asarray(qmodel.params[f"{name}/weight"])))) for name in "abc"}
+    assert largest == {"a": 7, "b": largest["b"], "c": 7}
+    assert largest["b"] > 100
+    fused = {row.name: row.fused for row in qmodel.summary().nodes if row.op == "dot"}
+    assert fused == {"a": ("weight:int4", "relu", "requantize"), "b": ("requantize",), "c": ("weight:int4",)}
+    masked = qmodel.origin.masked.weights
+    assert all(np.max(np.abs(masked[name][0])) == largest[name] for name in "abc")
+    assert networks.decibels(fun(params, x), qmodel(x)) > 13
+
+
+def test_only_layers_with_weights_of_as_many_bits_merge():
+    params = {name: images(8, 8, seed=seed) for seed, name in enumerate("abc")}
+    config = QuantConfig(weight_bits=4, rules=(LayerRule("^b$", weight_bits=8),))
+    fun = lambda params, x: tuple(x @ params[name] for name in "abc")  # noqa: E731
+    rows = jaxq.quantize(fun, params, [images(8, 8)], config=config).summary().nodes
+    fused = {row.name: row.fused for row in rows if row.op == "dot"}
+    assert fused == {"{a,c}": ("weight:int4", "merged:2"), "b": ()}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *({"weight_method": "entropy"}, {"weight_method": 3}, {"weight_scales": "row"}),
+        *({"weight_bits": 2}, {"weight_bits": 4.0}, {"weight_bits": "4"}, {"weight_bits": True}),
+    ],
+)
 def test_unknown_choices_for_weights_are_named(choice):
     ((name, value),) = choice.items()
     for make in (QuantConfig, lambda **c: LayerRule("x", **c)):
