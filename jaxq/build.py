@@ -56,7 +56,7 @@ class Network:
     def place(self, config: QuantConfig, unseen: Collection[str] = ()) -> Placement:
         """The placement without regard to speed."""
         placement = place(self.graph, config, unseen)
-        if not any(node.op in WEIGHTED for node in placement.int8):
+        if not any(node.op in WEIGHTED for node in placement.quantized):
             raise UnsupportedError(
                 f"the function has nothing to quantize: {_why_nothing(self.graph, placement.reasons)}"
             )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxq.errors import UnsupportedError
+from jaxq.numerics import GROUP_STEP
 
 METHODS = ("auto", "entropy", "mse", "percentile", "amax")
 WEIGHT_METHODS = ("amax", "mse")
@@ -30,15 +31,25 @@ class Weights:
     weight_method: str
     weight_scales: str
     weight_bits: int
+    weight_only: bool
+    group_size: int
 
 
 _WEIGHTS = {field.name for field in fields(Weights)}
 
 
 def _check_weights(choices: Mapping[str, Any], where: str) -> None:
-    known = {"weight_method": WEIGHT_METHODS, "weight_scales": WEIGHT_SCALES, "weight_bits": WEIGHT_BITS}
+    known = {
+        "weight_method": WEIGHT_METHODS,
+        "weight_scales": WEIGHT_SCALES,
+        "weight_bits": WEIGHT_BITS,
+        "weight_only": (True, False),
+    }
     for name, value in choices.items():
-        _check_one_of(known[name], value, name, where)
+        if name in known:
+            _check_one_of(known[name], value, name, where)
+        elif type(value) is not int or value <= 0 or value % GROUP_STEP:
+            raise UnsupportedError(f"{where}: {name}={value!r} is no positive multiple of {GROUP_STEP}")
 
 
 @dataclass(frozen=True)
@@ -46,8 +57,8 @@ class LayerRule:
     """What holds for the layers whose path `pattern` finds (`re.search` on the full path; the first match wins).
 
     `quantize=False` keeps the layer in float. `method` chooses the threshold of the value that the layer produces,
-    `weight_method`, `weight_scales` and `weight_bits` how its weights are quantized, as in `QuantConfig`. None leaves
-    it to the config.
+    `weight_method`, `weight_scales`, `weight_bits`, `weight_only` and `group_size` how its weights are quantized, as in
+    `QuantConfig`. None leaves it to the config.
     """
 
     pattern: str
@@ -56,6 +67,8 @@ class LayerRule:
     weight_method: str | None = None
     weight_scales: str | None = None
     weight_bits: int | None = None
+    weight_only: bool | None = None
+    group_size: int | None = None
 
     def __post_init__(self) -> None:
         where = f"LayerRule({self.pattern!r})"
@@ -86,6 +99,11 @@ class QuantConfig:
       weight_method: "amax" clips no weight; "mse" clips those of each scale where that makes their squared error least.
       weight_scales: "channel" gives every output channel a scale of its own, "tensor" one to all.
       weight_bits: 8, or 4: weights of 15 levels, [-7, 7] times their scale, computed by the same int8 kernels.
+      weight_only: only weights are quantized, those of dots, and activations stay in float: for a network whose time
+        goes into reading its weights, as that of a language model that decodes. A convolution, or a product of two
+        activations, has no such form and stays in float.
+      group_size: so many of a weight-only dot's inputs share a scale for each output channel, whatever `weight_scales`
+        says; a multiple of 16.
     """
 
     method: str = "auto"
@@ -94,6 +112,8 @@ class QuantConfig:
     weight_method: str = "amax"
     weight_scales: str = "channel"
     weight_bits: int = 8
+    weight_only: bool = False
+    group_size: int = 128
 
     def __post_init__(self) -> None:
         check_method(self.method, "QuantConfig")

@@ -12,6 +12,9 @@ The epilogue of every accumulating op, in float32 and in this order:
     out = convert(round_half_even(y))                       for an integer output; a float output is y itself
     out = table[convert(round_half_even(y))]                where a table follows: y is then in the scale of its input
 
+A weight-only dot takes float activations: w[n, k] = level[n, k] * scale[n, k // group_size], in float32, and sums in
+float32 in any order. Levels of 4 bits lie two to a byte, that of the even input in its low half.
+
 Each product is rounded before it is added. Compilers contract a * b + c to a fused multiply-add, which skips that
 rounding; a clamp at the largest finite float on the product keeps the two apart and changes no finite value.
 """
@@ -132,6 +135,44 @@ def _best_fraction(columns: np.ndarray, amax: np.ndarray, largest: int) -> np.nd
         summed = np.einsum("kc,kc->c", error, error)
         best, least = np.where(summed < least, fraction, best), np.minimum(summed, least)
     return best
+
+
+# Group sizes are multiples of it.
+GROUP_STEP = 16
+
+
+def quantize_groups(
+    weight: np.ndarray, *, group_size: int, method: str = "amax", bits: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """A float weight (N, K) to (int8 levels (N, K), float32 scale (N, groups)): every `group_size` inputs, and the
+    fewer that may be left at the end, have a scale for each output channel, found as `quantize_weight` does."""
+    channels, depth = weight.shape
+    count = -(-depth // group_size)
+    padded = np.pad(weight, ((0, 0), (0, count * group_size - depth)))
+    levels, scale = quantize_weight(padded.reshape(channels * count, group_size).T, method=method, bits=bits)
+    return levels.T.reshape(channels, -1)[:, :depth], scale.astype(np.float32).reshape(channels, count)
+
+
+def dequantize_groups(levels: jax.Array, scale: jax.Array, group_size: int) -> jax.Array:
+    """The float32 weight (N, K) of int8 levels (N, K) and their scale (N, groups)."""
+    return levels.astype(jnp.float32) * jnp.repeat(scale, group_size, axis=1)[:, : levels.shape[1]]
+
+
+def pack_int4(levels: np.ndarray) -> np.ndarray:
+    """Levels (N, K) of 4 bits as uint8 (N, ceil(K / 2)); half a byte that is left is 0."""
+    nibbles = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2))).view(np.uint8) & 15
+    return nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+
+
+def int4_halves(packed: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The levels of the even inputs and those of the odd ones, int8, of what `pack_int4` gave."""
+    byte = lax.bitcast_convert_type(packed, jnp.int8)
+    return byte << 4 >> 4, byte >> 4
+
+
+def unpack_int4(packed: jax.Array, depth: int) -> jax.Array:
+    """The int8 levels (N, depth) of what `pack_int4` gave."""
+    return jnp.stack(int4_halves(packed), axis=-1).reshape(packed.shape[0], -1)[:, :depth]
 
 
 # Below this a weight contributes nothing to any float32 sum that a network forms, and its scale stays far above the

@@ -22,8 +22,8 @@ from jaxq.report import Summary
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What a plan was made from: the simplified float graph, which nodes of it are in int8, and the thresholds of their
-    scale groups."""
+    """What a plan was made from: the simplified float graph, which nodes of it are quantized, and the thresholds of
+    their scale groups."""
 
     graph: Graph
     placement: Placement
@@ -32,7 +32,7 @@ class Origin:
 
     @cached_property
     def masked(self) -> Masked:
-        """The float graph with its int8 nodes under a mask."""
+        """The float graph with its quantized nodes under a mask."""
         return Masked(self.graph, self.placement, self.thresholds, self.config)
 
 
@@ -50,8 +50,8 @@ class QuantizedModel:
     taken too, and gives a result without it.
 
     Attributes:
-      params: {parameter name: array}: int8 weights, multipliers, biases and what stayed in float; a copy. `apply` takes
-        others.
+      params: {parameter name: array}: quantized weights, multipliers, biases and what stayed in float; a copy. `apply`
+        takes others.
       plan: what computes with them.
       origin: what `quantize` made the plan from, its float weights too; None of a file, or a pytree's copy.
     """
@@ -140,5 +140,5 @@ class QuantizedModel:
         return model
 
     def __repr__(self) -> str:
-        int8 = sum(row.precision == "int8" for row in self.plan.summary.nodes)
-        return f"QuantizedModel({int8} of {len(self.plan.summary.nodes)} nodes in int8)"
+        quantized = sum(row.precision != "float" for row in self.plan.summary.nodes)
+        return f"QuantizedModel({quantized} of {len(self.plan.summary.nodes)} nodes quantized)"

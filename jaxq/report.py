@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxq.graph.node import Aval, Graph, Node, is_int8
+from jaxq.graph.node import Aval, Graph, Node, precision
 
 _OPS = {
     "reduce_window_max": "pool",
@@ -18,6 +18,7 @@ _OPS = {
     "product": "mul",
     "conv_general_dilated": "conv",
     "dot_general": "dot",
+    "weight_only_dot": "dot",
 }
 
 
@@ -28,7 +29,7 @@ class Row:
     Attributes:
       name: the layer path.
       op: "conv", "dot", "add", "pool", ..., or the JAX primitive's name.
-      precision: "int8" or "float".
+      precision: "int8" or "float"; "int8 weight-only" or "int4 weight-only" for a dot of floats with such weights.
       fused: what its epilogue holds: "bias", "residual", "relu", "relu6", "clip", "requantize", "merged:3"; before that
         "weight:int4" where an int8 node's weights have 4 bits.
       macs: multiply-adds for one example; 0 for all but convs and dots. In a scan those of all turns, in a while of one
@@ -140,12 +141,9 @@ class Summary:
     def totals(self) -> list[str]:
         """What stands below the table."""
         total = sum(row.macs for row in self.nodes) or 1
-        int8 = [row for row in self.nodes if row.precision == "int8"]
-        share = sum(row.macs for row in int8) / total
-        counts = Counter(row.op for row in int8)
+        kinds = ["int8", *sorted({row.precision for row in self.nodes} - {"int8", "float"})]
         lines = [
-            f"int8: {', '.join(f'{n} {op}' for op, n in counts.most_common())}; {share:.1%} of {total:,} multiply-adds "
-            "an example",
+            *(self._total(kind, total) for kind in kinds),
             f"weights: {self.float_bytes / 1e6:.2f} MB in float, {self.int8_bytes / 1e6:.2f} MB now",
         ]
         if self.methods:
@@ -163,6 +161,12 @@ class Summary:
             lines.append(f"float: {len(rows)} ({macs / total:.1%} of the multiply-adds), {reason}: {names}")
         lines.extend(f"rule {pattern!r} matched no layer" for pattern in self.unmatched_rules)
         return lines + [line for chosen in (self.accuracy, self.tuning) if chosen for line in chosen.lines()]
+
+    def _total(self, precision: str, total: int) -> str:
+        rows = [row for row in self.nodes if row.precision == precision]
+        share = sum(row.macs for row in rows) / total
+        counts = ", ".join(f"{n} {op}" for op, n in Counter(row.op for row in rows).most_common())
+        return f"{precision}: {counts or 'nothing'}; {share:.1%} of {total:,} multiply-adds an example"
 
 
 def _cells(row: Row, total: int) -> tuple[str, ...]:
@@ -203,7 +207,7 @@ def _row(node: Node, turns: int) -> Row:
     return Row(
         name=node.name,
         op=_OPS.get(op, op),
-        precision="int8" if is_int8(node) else "float",
+        precision=precision(node),
         fused=node.fused,
         macs=turns * _macs(node),
         reason=node.reason,
@@ -220,7 +224,7 @@ def _macs(node: Node) -> int:
 
     if node.op == "dot":
         return size(node.aval) * node.operand("weight").aval.shape[1]
-    if node.op == "matmul":
+    if node.op in ("matmul", "weight_only_dot"):
         x = node.operand("x").aval
         return size(node.aval) * size(Aval(x.shape[-1:], x.dtype))
     if node.op == "conv":  # the zeros that an input dilation inserts are no work

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jaxq import backends
 from jaxq.backends import xla
-from jaxq.graph.node import ANCHORS, LAYOUT, Aval, Graph, Node, bind, constant, is_int8
+from jaxq.graph.node import ANCHORS, LAYOUT, Aval, Graph, Node, bind, constant, precision
 from jaxq.plan import tune
 from jaxq.plan.alone import alone, borders, call, described, timed
 from jaxq.plan.cut import Costs, cheapest
@@ -53,8 +53,8 @@ def retune(plan: Plan, seconds: float, batch: int) -> QuantizedModel:
 
 
 def time_layers(graph: Graph, batch: int, cache: TimingCache, seconds: float) -> Twins:
-    """The times of all int8 nodes that have a form in float, but those in bodies, until `seconds` are over; and of the
-    borders of the values that they read and make."""
+    """The times of all quantized nodes that have a form in float, but those in bodies, until `seconds` are over; and of
+    the borders of the values that they read and make."""
     twins = Twins()
     end = time.perf_counter() + seconds
     for node in tqdm([n for n in graph.nodes if is_liftable(n)], desc="timing layers", unit="layer", disable=None):
@@ -93,9 +93,10 @@ def _in_float(node: Node) -> Graph:
 
 
 def slower_in_int8(graph: Graph, twins: Twins) -> frozenset[str]:
-    """The names of the int8 nodes that the cheapest precisions put into float."""
+    """The names of the quantized nodes that the cheapest precisions put into float."""
     costs = Costs()
-    nodes = dict.fromkeys(node for node in graph.nodes if is_int8(node) and node.op not in ("quantize", "dequantize"))
+    quantized = (node for node in graph.nodes if precision(node) != "float")
+    nodes = dict.fromkeys(node for node in quantized if node.op not in ("quantize", "dequantize"))
     for node in nodes:
         costs.int8[node.name] += twins.int8.get(node.name, 0.0)
         costs.in_float[node.name] += twins.in_float.get(node.name, 0.0) if is_liftable(node) else _NEVER

@@ -111,6 +111,51 @@ def test_weights_of_one_scale_share_it():
     assert np.max(np.abs(q)) == 127
 
 
+@given(
+    st.integers(1, 6),
+    st.integers(1, 150),
+    st.sampled_from([16, 32, 48, 128]),
+    st.sampled_from([(8, 127), (4, 7)]),
+    st.sampled_from(["amax", "mse"]),
+    st.integers(0, 2**31),
+)
+def test_weights_in_groups_have_a_scale_each(channels, depth, size, bits_and_largest, method, seed):
+    """The last group is what is left. Each is quantized as if it were all there is."""
+    w = np.random.default_rng(seed).standard_t(2, size=(channels, depth)).astype(np.float32)
+    bits, largest = bits_and_largest
+    levels, scale = numerics.quantize_groups(w, group_size=size, method=method, bits=bits)
+    assert levels.dtype == np.int8 and scale.dtype == np.float32
+    assert levels.shape == w.shape and scale.shape == (channels, -(-depth // size))
+    assert np.max(np.abs(levels)) == largest
+    for start in range(0, depth, size):
+        group = w[:, start : start + size].T
+        expected, of_channel = numerics.quantize_weight(group, method=method, bits=bits)
+        np.testing.assert_array_equal(levels[:, start : start + size], expected.T)
+        np.testing.assert_allclose(scale[:, start // size], of_channel, rtol=1e-7)
+
+
+@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (4, 7)])
+def test_weights_in_groups_are_off_by_half_a_step(bits, largest):
+    w = np.random.default_rng(0).normal(size=(9, 100)).astype(np.float32)
+    levels, scale = numerics.quantize_groups(w, group_size=48, bits=bits)
+    back = np.asarray(numerics.dequantize_groups(levels, scale, 48))
+    for start, step in zip((0, 48, 96), scale.T, strict=True):
+        part = slice(start, start + 48)
+        assert np.all(np.abs(back - w)[:, part] <= 0.5001 * step[:, None])
+        np.testing.assert_allclose(step * largest, np.max(np.abs(w[:, part]), axis=1), rtol=1e-6)
+
+
+@given(st.sampled_from([1, 3]), st.sampled_from([1, 2, 7, 8]), st.integers(0, 2**31))
+def test_int4_is_packed_and_unpacked(channels, depth, seed):
+    levels = np.random.default_rng(seed).integers(-8, 8, (channels, depth)).astype(np.int8)
+    packed = numerics.pack_int4(levels)
+    assert packed.dtype == np.uint8 and packed.shape == (channels, -(-depth // 2))
+    np.testing.assert_array_equal(numerics.unpack_int4(packed, depth), levels)
+    even, odd = numerics.int4_halves(packed)
+    np.testing.assert_array_equal(even, levels[:, 0::2])
+    np.testing.assert_array_equal(odd[:, : depth // 2], levels[:, 1::2])
+
+
 def test_accumulators_hold_the_stated_number_of_products():
     for largest, stated in ((127, 133_144), (255, 66_311)):
         count = numerics.max_terms(largest * 127)

@@ -24,4 +24,4 @@ def test_the_table_says_what_there_is(small_cnn):
     assert "100.0% of" in text
     assert "float: nothing" in text
     assert "batch: any size" in text
-    assert repr(small_cnn.qmodel) == "QuantizedModel(18 of 18 nodes in int8)"
+    assert repr(small_cnn.qmodel) == "QuantizedModel(18 of 18 nodes quantized)"

@@ -8,6 +8,10 @@ Not every int8 convolution is one XLA runs well. On the CPU (2 cores of Zen 3, j
 its taps, each a shifted slice times a weight, takes 4.5 ms where the convolution takes 183; one dot of the gathered
 patches takes 4.9 ms where a 3x3 convolution of 3 to 32 channels takes 28, and 0.7 where one of 16 to 16 takes 3.9. On
 CUDA there is no int8 convolution with int32 sums (jax-ml/jax#7637): everything runs in one of these two forms.
+
+A weight-only dot dequantizes its weight in every call. On the CPU, where XLA would write the float weight to memory, it
+does so some output channels at a time, whose float weights stay in the caches: 2.7 ms for one row of 4096 values to
+4096, where all at once take 21 and float weights 2.4.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from jaxq import numerics
-from jaxq.graph.evaluate import contract, convolve, matmul, reference
+from jaxq.graph.evaluate import contract, convolve, float_epilogue, matmul, reference
 from jaxq.graph.node import Node
 
 
@@ -43,6 +47,8 @@ def lower(node: Node, tactic: None = None) -> Callable[..., Any]:
     del tactic
     if node.op == "reduce_window_max" and node.qtype is not None and prod(node.attrs["window_dimensions"]) <= 64:
         return lambda x: _windowed(x, node.attrs, int(jnp.iinfo(x.dtype).min), jnp.maximum)
+    if node.op == "weight_only_dot":
+        return _weight_only_dot(node)
     if "multiplier" not in node.roles or node.op not in _SUMS:
         return reference(node)
     total = _SUMS[node.op]
@@ -113,6 +119,45 @@ _SUMS: dict[str, Callable[..., jax.Array]] = {
     "matmul": _matmul,
     "window_sum": _window_sum,
 }
+
+
+# Float weights of that many bytes stay in a core's second-level cache.
+_FLOAT_WEIGHT_BYTES = 2 << 20
+
+
+def _weight_only_dot(node: Node) -> Callable[..., Any]:
+    bits, size, precision = node.attrs["bits"], node.attrs["group_size"], node.attrs["precision"]
+
+    def whole(x: jax.Array, weight: jax.Array, scale: jax.Array) -> jax.Array:
+        if bits == 8:
+            return contract(x, numerics.dequantize_groups(weight, scale, size), jnp.float32, precision)
+        # Of the even inputs and of the odd ones: to bring their levels together takes longer.
+        x = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((0, x.shape[-1] % 2),))
+        halves = (numerics.dequantize_groups(half, scale, size // 2) for half in numerics.int4_halves(weight))
+        even, odd = (contract(x[..., i::2], half, jnp.float32, precision) for i, half in enumerate(halves))
+        return even + odd
+
+    def by_channels(x: jax.Array, weight: jax.Array, scale: jax.Array) -> jax.Array:
+        channels = len(weight)
+        count = max(_FLOAT_WEIGHT_BYTES // (4 * max(x.shape[-1], 1)), 1)
+        if channels <= count:
+            return whole(x, weight, scale)
+
+        def step(i: jax.Array, y: jax.Array) -> jax.Array:
+            start = jnp.minimum(i * count, channels - count)  # the last ones may be computed twice
+            some = (lax.dynamic_slice_in_dim(array, start, count) for array in (weight, scale))
+            return lax.dynamic_update_slice_in_dim(y, whole(x, *some), start, axis=-1)
+
+        return lax.fori_loop(0, -(-channels // count), step, jnp.zeros((*x.shape[:-1], channels), jnp.float32))
+
+    def run(*operands: Any) -> Any:
+        given = dict(zip(node.roles, operands, strict=True))
+        # XLA would compute the float weights of constant ones when it compiles, and keep them.
+        weight, scale = lax.optimization_barrier((given["weight"], given["scale"]))
+        y = lax.platform_dependent(given["x"].astype(jnp.float32), weight, scale, cpu=by_channels, default=whole)
+        return float_epilogue(node, y, given)
+
+    return run
 
 
 def _signed(x: jax.Array, weight: jax.Array, axis: Any) -> tuple[jax.Array, jax.Array]:

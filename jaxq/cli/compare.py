@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jax.export import Exported
 
-from jaxq.graph.node import Dim, Graph, Node, is_int8
+from jaxq.graph.node import Dim, Graph, Node, precision
 from jaxq.models import shown
 from jaxq.plan.plan import Plan
 
@@ -101,7 +101,7 @@ def _node(old: Node, new: Node) -> Iterator[str]:
     """What differs in a node but its scale and the arrays that it reads."""
     for what, a, b in (
         ("op", old.op, new.op),
-        ("precision", _precision(old), _precision(new)),
+        ("precision", precision(old), precision(new)),
         ("value", _avals(old), _avals(new)),
         ("fused", " ".join(old.fused), " ".join(new.fused)),
         ("reads", *_unlike(_sources(old), _sources(new))),
@@ -117,10 +117,6 @@ def _node(old: Node, new: Node) -> Iterator[str]:
         for role, source, other in zip(_roles(old), old.inputs, new.inputs, strict=False):
             if source.op == other.op == "const" and not _same(source.value, other.value):
                 yield f"{role or 'a constant'} {_short(source.value)} -> {_short(other.value)}"
-
-
-def _precision(node: Node) -> str:
-    return "int8" if is_int8(node) else "float"
 
 
 def _avals(node: Node) -> str:

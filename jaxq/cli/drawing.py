@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 
 from jaxq.calibration.histogram import HostHistogram
-from jaxq.graph.node import Graph, Node, is_int8
+from jaxq.graph.node import Graph, Node, precision
 
 # ---------------------------------------------------------------------------------------------------------- histograms
 
@@ -70,7 +70,7 @@ def graph(graph: Graph, tooltips: Mapping[str, str]) -> str:
 
 
 def _box(node: Node, x: float, y: float, tooltip: str) -> str:
-    kind = "value" if node.op == "input" else "int8" if is_int8(node) else "in-float"
+    kind = "value" if node.op == "input" else "in-float" if precision(node) == "float" else "int8"
     words = " ".join(word for word in (node.op, *node.fused) if word != "requantize")
     lines = (_short(node.name), _short(words))
     text = "".join(f'<text x="{x + 7:g}" y="{y + 14 + 14 * i:g}">{escape(line)}</text>' for i, line in enumerate(lines))

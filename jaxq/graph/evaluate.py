@@ -152,15 +152,37 @@ def _float_accumulating(node: Node) -> Callable[..., Any]:
         y = accumulate(node, given, jnp.float32)
         if "scale" in given:
             y = y * given["scale"]
-        if "bias" in given:
-            y = y + given["bias"]
-        if "residual" in given:
-            y = y + given["residual"].astype(jnp.float32)
-        if np.isfinite(node.attrs["lo"]):
-            y = jnp.maximum(y, jnp.float32(node.attrs["lo"]))
-        if np.isfinite(node.attrs["hi"]):
-            y = jnp.minimum(y, jnp.float32(node.attrs["hi"]))
-        return y.astype(node.aval.dtype)
+        return float_epilogue(node, y, given)
+
+    return run
+
+
+def float_epilogue(node: Node, y: jax.Array, given: Mapping[str, Any]) -> jax.Array:
+    """What an op does after its float32 sum, with those of its operands that it has of bias and residual."""
+    if "bias" in given:
+        y = y + given["bias"]
+    if "residual" in given:
+        y = y + given["residual"].astype(jnp.float32)
+    if np.isfinite(node.attrs["lo"]):
+        y = jnp.maximum(y, jnp.float32(node.attrs["lo"]))
+    if np.isfinite(node.attrs["hi"]):
+        y = jnp.minimum(y, jnp.float32(node.attrs["hi"]))
+    return y.astype(node.aval.dtype)
+
+
+def float_weight(node: Node, weight: jax.Array, scale: jax.Array) -> jax.Array:
+    """The float32 weight (N, K) of a weight-only dot."""
+    depth = node.operand("x").aval.shape[-1]
+    levels = weight if node.attrs["bits"] == 8 else numerics.unpack_int4(weight, depth)
+    return numerics.dequantize_groups(levels, scale, node.attrs["group_size"])
+
+
+def _weight_only_dot(node: Node) -> Callable[..., Any]:
+    def run(*operands: Any) -> Any:
+        given = dict(zip(node.roles, operands, strict=True))
+        x = given["x"].astype(jnp.float32)
+        weight = float_weight(node, given["weight"], given["scale"])
+        return float_epilogue(node, contract(x, weight, jnp.float32, node.attrs["precision"]), given)
 
     return run
 
@@ -218,6 +240,7 @@ def _dequantize(node: Node) -> Callable[..., Any]:
 
 _FLOAT: dict[str, Callable[[Node], Callable[..., Any]]] = {
     **dict.fromkeys(ACCUMULATING, _float_accumulating),
+    "weight_only_dot": _weight_only_dot,
     "elementwise": _elementwise,
     "softmax": _softmax,
     "layer_norm": _layer_norm,

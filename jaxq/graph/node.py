@@ -13,6 +13,9 @@ Ops that jaxq understands (after `passes`):
     softmax            x                                       exp(x - max) / sum of the last axis, in float32
     layer_norm         x, [scale], [bias]                      of the last axis, in float32, scale and bias by channel;
                                                                `attrs["epsilon"]`; without `attrs["center"]` RMS norm
+    weight_only_dot    x, weight, scale, [bias], [residual]    a dot of floats; by `attrs["bits"]` the weight is int8
+                                                               (N, K), or int4 packed to uint8 (N, K / 2); its scale by
+                                                               channel and `attrs["group_size"]` inputs
     quantize, dequantize                                       the borders of the int8 regions
 
 The first five rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
@@ -193,6 +196,13 @@ def is_int8(node: Node) -> bool:
     if node.op == "input" or node.is_constant:
         return False
     return node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
+
+
+def precision(node: Node) -> str:
+    """What a node computes in: "int8" or "float"; "int8 weight-only" or "int4 weight-only", on floats."""
+    if node.op == "weight_only_dot":
+        return f"int{node.attrs['bits']} weight-only"
+    return "int8" if is_int8(node) else "float"
 
 
 def reads_bytes(node: Node) -> bool:

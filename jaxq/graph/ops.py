@@ -13,6 +13,7 @@ from jax.export import Exported
 
 from jaxq.graph.node import Dim, Graph, Node
 from jaxq.graph.primitives import BY_NAME, WINDOW
+from jaxq.numerics import GROUP_STEP
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ OPS: dict[str, Op] = {
     "table": Op(("x", "table"), ("word",)),
     "softmax": Op(("x",)),
     "layer_norm": Op(("x",), ("epsilon", "center")),
+    "weight_only_dot": Op(("x", "weight", "scale"), ("precision", "bits", "group_size", *_BOUNDS)),
     "quantize": Op(("x", "multiplier")),
     "dequantize": Op(("x", "scale")),
 }
@@ -102,6 +104,14 @@ def _precision(value: Any) -> bool:
     return of_both or isinstance(value, lax.DotAlgorithm | lax.DotAlgorithmPreset)
 
 
+def _bits(value: Any) -> bool:
+    return _integer(value) and value in (4, 8)
+
+
+def _group_size(value: Any) -> bool:
+    return isinstance(value, int) and value > 0 and value % GROUP_STEP == 0
+
+
 def _optional(kind: _Kind) -> _Kind:
     return lambda value: value is None or kind(value)
 
@@ -151,6 +161,8 @@ _KINDS: dict[str, _Kind] = {
     "unroll": _either(_flag, _integer),
     **dict.fromkeys(("lo", "hi", "steepness"), _number),
     "epsilon": _finite,
+    "bits": _bits,
+    "group_size": _group_size,
     "fill_value": _optional(_scalar),
     **dict.fromkeys(("word", "mode"), _word),
     **dict.fromkeys(("dtype", "new_dtype", "index_dtype"), _dtype),

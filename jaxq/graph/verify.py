@@ -60,6 +60,21 @@ def _bad_norm(node: Node) -> bool:
     return any(vector is not None and vector.aval != expected for vector in vectors)
 
 
+def _bad_groups(node: Node) -> bool:
+    """Attributes are checked behind the checks."""
+    if node.op != "weight_only_dot" or wrong_attribute(node) is not None:
+        return False
+    x = node.operand("x").aval
+    if not isinstance(x, Aval) or not x.is_float or not x.shape or not isinstance(x.shape[-1], int):
+        return True
+    channels, depth = node.aval.shape[-1], x.shape[-1]
+    width, dtype = (depth, np.int8) if node.attrs["bits"] == 8 else (-(-depth // 2), np.uint8)
+    weight = Aval((channels, width), np.dtype(dtype))
+    scale = Aval((channels, -(-depth // node.attrs["group_size"])), np.dtype(np.float32))
+    expected = {"weight": weight, "scale": scale, "bias": Aval((channels,), np.dtype(np.float32))}
+    return any(node.operand(role).aval != aval for role, aval in expected.items() if role in node.roles)
+
+
 def _bad_table(node: Node) -> bool:
     table = node.get("table")
     return table is not None and table.aval != Aval((256,), node.aval.dtype)
@@ -99,12 +114,13 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
     "float": (
         *_ANY,
         (_is_int8, "has an int8 epilogue in a float graph"),
-        (lambda node: node.op in (*_BORDERS, "table"), "is an int8 op in a float graph"),
+        (lambda node: node.op in (*_BORDERS, "table", "weight_only_dot"), "is an int8 op in a float graph"),
     ),
     "quantized": (
         *_ANY,
         (_bad_vector, "has an epilogue operand that is no float32 vector of its channels"),
         (lambda node: node.op == "elementwise", "is a function without its table"),
+        (_bad_groups, "has a weight, scales or a bias that do not fit its groups and channels"),
         (_bad_table, "has a table that is not 256 entries of its dtype"),
         (_unscaled, "makes integers of unknown scale"),
         (_bad_scale, "has a scale that is no positive number, or is of another dtype"),

@@ -53,7 +53,9 @@ class _Lowering:
         exact = {group for group in self.placement.groups.values() if group.exact}
         byte_sources = {source.inputs[0] for group in exact for source in group.sources}
         for node in dict.fromkeys((*graph.inputs, *graph.nodes)):
-            if node not in self.placement.int8:
+            if node in self.placement.weight_only:
+                self.floats[node] = self._weight_only(node)
+            elif node not in self.placement.int8:
                 moved = node if node.is_constant or node.op == "input" else self._float(node)
                 self.floats[node] = moved.replace(qtype=QType("uint8", 1.0)) if node in byte_sources else moved
             elif node.inputs[0] in byte_sources:
@@ -196,6 +198,24 @@ class _Lowering:
         words = self._weight_words(node) + fused_words(node) + (("requantize",) if qtype else ())
         return node.with_operands(operands, aval=Aval(node.aval.shape, dtype), qtype=qtype, fused=words)
 
+    def _weight_only(self, node: Node) -> Node:
+        how = self.config.for_weights(node.name)
+        levels, scale = grouped_weight(node, self.config)
+        packed = levels if how.weight_bits == 8 else numerics.pack_int4(levels)
+        bias, residual = node.get("bias"), node.get("residual")
+        if bias is not None:
+            vector = np.broadcast_to(np.asarray(bias.value, np.float32), node.aval.shape[-1:])
+            bias = constant(vector.copy(), f"{node.name}/bias")
+        operands = {
+            "x": self.as_float(node.operand("x")),
+            "weight": constant(packed, f"{node.name}/weight"),
+            "scale": constant(scale, f"{node.name}/scale"),
+            "bias": bias,
+            "residual": None if residual is None else self.as_float(residual),
+        }
+        attrs = {**node.attrs, "bits": how.weight_bits, "group_size": how.group_size}
+        return node.replace(op="weight_only_dot", attrs=attrs).with_operands(operands, fused=fused_words(node))
+
     def _weight_words(self, node: Node) -> tuple[str, ...]:
         is_int4 = node.op in WEIGHTED and self.config.for_weights(node.name).weight_bits == 4
         return (INT4_WEIGHT,) if is_int4 else ()
@@ -217,6 +237,12 @@ def quantized_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.nd
         bits=how.weight_bits,
     )
     return quantized if node.op == "conv" else np.ascontiguousarray(quantized.T), scale
+
+
+def grouped_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of a weight-only dot as int8 levels (N, K), and their float32 scale (N, groups)."""
+    how, value = config.for_weights(node.name), np.asarray(node.operand("weight").value, np.float32)
+    return numerics.quantize_groups(value, group_size=how.group_size, method=how.weight_method, bits=how.weight_bits)
 
 
 # What is fused into an int8 conv or dot whose weights have 4 bits.

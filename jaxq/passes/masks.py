@@ -1,8 +1,8 @@
 """The nodes that are in int8 as data: one float function with a mask, in place of a graph for every choice of nodes.
 
 A node whose place in the mask is true reads its values rounded to their scales, as it does in int8, and its weights
-rounded; it computes in float. So the mask of one node gives the error that this node makes alone, as if all others were
-in float, and the mask of all the error of the int8 network.
+rounded (a weight-only dot its weights alone); it computes in float. So the mask of one node gives the error that this
+node makes alone, as if all others were in float, and the mask of all the error of the int8 network.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from jaxq import numerics
 from jaxq.config import QuantConfig
 from jaxq.graph.evaluate import evaluate, reference
 from jaxq.graph.node import LAYOUT, WEIGHTED, Graph, Node
-from jaxq.passes.lower import quantized_weight
+from jaxq.passes.lower import grouped_weight, quantized_weight
 from jaxq.passes.place import Placement, data_inputs
 
 
@@ -24,7 +24,8 @@ class Masked:
     """A placed float graph as a function of its parameters, its inputs and a mask.
 
     Attributes:
-      nodes: what the mask is over, in program order: the int8 nodes, of bodies too, but those that only move values.
+      nodes: what the mask is over, in program order: the int8 and weight-only nodes, of bodies too, but those that only
+        move values.
       weights: {node name: (int8 weight, its scale, which broadcasts to it)}, an argument of the function.
     """
 
@@ -38,8 +39,12 @@ class Masked:
           config: how weights are quantized.
         """
         self.graph = graph
-        self.nodes = tuple(node for node in graph.all_nodes if node in placement.int8 and node.op not in LAYOUT)
-        self.weights = {node.name: _weight(node, config) for node in self.nodes if node.op in WEIGHTED}
+        self.nodes = tuple(node for node in graph.all_nodes if node in placement.quantized and node.op not in LAYOUT)
+        self.weights = {
+            node.name: (_grouped if node in placement.weight_only else _weight)(node, config)
+            for node in self.nodes
+            if node.op in WEIGHTED
+        }
         self._place = {node.name: i for i, node in enumerate(self.nodes)}
         self._scales = {node.name: _scales(node, placement, thresholds) for node in self.nodes}
 
@@ -80,8 +85,15 @@ def _weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
     return weight, scale.astype(np.float32).reshape((-1,) if node.op == "conv" else (-1, 1))
 
 
+def _grouped(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
+    levels, scale = grouped_weight(node, config)
+    return levels, np.repeat(scale, config.for_weights(node.name).group_size, axis=1)[:, : levels.shape[1]]
+
+
 def _scales(node: Node, placement: Placement, thresholds: Mapping[str, float]) -> dict[int, tuple[np.float32, str]]:
     """{index of an operand that the node reads as integers: their scale and dtype}."""
+    if node in placement.weight_only:
+        return {}
     groups = {i: placement.groups.get(source) for i, source in enumerate(node.inputs) if source in data_inputs(node)}
     return {
         i: (np.float32(thresholds[group.name] / numerics.largest_level(group.dtype)), group.dtype)

@@ -3,7 +3,7 @@
     anchor      a conv or dot, a product of two matrices: int8 wherever the rules and the accumulator allow
     flexible    a pool, add, gate, affine map, elementwise function or layout op: int8 where it stands between int8
                 nodes, that is, where its inputs are at hand as integers and its result flows into an anchor
-    the rest    float
+    the rest    float; a dot whose weights alone are quantized among it
 
 The body of a scan, while or cond is placed as a graph of its own: float values cross its border.
 
@@ -48,12 +48,19 @@ class ScaleGroup:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """`int8`: nodes that compute on integers. `groups`: the scale group of every value that exists as integers.
-    `reasons`: why each of the other nodes stays in float. Those of bodies are among them all."""
+    """`int8`: nodes that compute on integers. `weight_only`: dots on floats whose weights are quantized. `groups`: the
+    scale group of every value that exists as integers. `reasons`: why each of the other nodes stays in float. Those of
+    bodies are among them all."""
 
     int8: frozenset[Node]
+    weight_only: frozenset[Node]
     groups: dict[Node, ScaleGroup]
     reasons: dict[Node, str]
+
+    @property
+    def quantized(self) -> frozenset[Node]:
+        """The nodes that are not in float, or not all of them."""
+        return self.int8 | self.weight_only
 
     @property
     def scale_groups(self) -> tuple[ScaleGroup, ...]:
@@ -77,6 +84,7 @@ def place(
     parts = [_place(graph, config, in_float), *_bodies(graph, config, unseen, in_float)]
     return Placement(
         frozenset().union(*(part.int8 for part in parts)),
+        frozenset().union(*(part.weight_only for part in parts)),
         {node: group for part in parts for node, group in part.groups.items()},
         {node: reason for part in parts for node, reason in part.reasons.items()},
     )
@@ -103,7 +111,7 @@ def _part(node: Node) -> str:
 
 def _in_float(nodes: Iterable[Node], reason: str) -> Placement:
     made = (node for node in nodes if not node.is_constant and node.op != "input")
-    return Placement(frozenset(), {}, dict.fromkeys(made, reason))
+    return Placement(frozenset(), frozenset(), {}, dict.fromkeys(made, reason))
 
 
 def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_body: bool = False) -> Placement:
@@ -111,6 +119,8 @@ def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_bo
     reasons = {node: in_float[node.name] for node in graph.nodes if node.name in in_float}
     capable: set[Node] = set()
     anchors = {node for node in graph.nodes if node.op in ANCHORS and not _set_reason(reasons, node, config)}
+    weight_only = {node for node in anchors if config.for_weights(node.name).weight_only}
+    anchors -= weight_only
     feeding = {node.operand(role) for node in anchors for role in ANCHORS[node.op]}
     for node in graph.nodes:
         if node in anchors or reads_bytes(node):
@@ -133,11 +143,12 @@ def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_bo
     int8 = anchors | (capable & wanted)
     groups = _groups(graph, int8, wanted, in_body)
     int8 -= {node for node in int8 if reads_bytes(node) and not groups[node].exact}
+    explained = int8 | weight_only | reasons.keys()
     for node in graph.nodes:
-        if node not in int8 and node not in reasons and not node.is_constant and node.op != "input":
+        if node not in explained and not node.is_constant and node.op != "input":
             known = node in capable
             reasons[node] = "its result is used in float only" if known else _unknown(node)
-    return Placement(frozenset(int8), groups, reasons)
+    return Placement(frozenset(int8), frozenset(weight_only), groups, reasons)
 
 
 def data_inputs(node: Node) -> tuple[Node, ...]:
@@ -189,6 +200,8 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
         return f"a table of it would be too coarse: it is {steepness:.3g} times as steep in one place as on average"
     if node.op in ACCUMULATING and not isinstance(node.aval.shape[-1], int):
         return "its last axis follows the batch"
+    if node.op in ANCHORS and config.for_weights(node.name).weight_only:
+        return None if node.op == "dot" else f"weight_only: there is no such form of a {node.op}"
     if node.op == "pad" and not (node.inputs[1].is_constant and float(np.asarray(node.inputs[1].value)) == 0.0):
         return "it pads with another value than zero"
     if node.op == "gather" and node.attrs["mode"] == "FILL_OR_DROP":

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq import numerics
+from jaxq.graph.evaluate import float_weight
 from jaxq.graph.node import WEIGHTED, Aval, Graph, Names, Node, constant, is_int8
 from jaxq.graph.trace import trace
 from jaxq.passes.elementwise import WORDS
@@ -36,7 +37,9 @@ _BORDERS = ("quantize", "dequantize")
 
 
 def is_liftable(node: Node) -> bool:
-    """Whether the node computes in int8 and has a form in float: no border, nor a table without a name."""
+    """Whether the node is quantized and has a form in float: no border, nor a table without a name."""
+    if node.op == "weight_only_dot":
+        return True
     return is_int8(node) and node.op not in _BORDERS and (node.get("table") is None or _function(node) is not None)
 
 
@@ -123,6 +126,8 @@ class _Lifting:
         """The real value of the node; of its own dtype where that is float."""
         if node.op == "table":
             return self.applied(node, self.as_real(node.operand("x")))
+        if node.op == "weight_only_dot":
+            return self.dot(node)
         if "multiplier" in node.roles:
             return self.cast(self.accumulating(node), _FLOAT32 if node.qtype is not None else node.aval.dtype)
         moved = 1 if node.op in ("dynamic_slice", "gather", "pad") else len(node.inputs)  # the others are no data
@@ -131,6 +136,14 @@ class _Lifting:
             inputs = (inputs[0], constant(np.float32(0)))
         aval = Aval(node.aval.shape, _FLOAT32)
         return node.replace(inputs=inputs, aval=aval, qtype=None, reason=self.reason(node))
+
+    def dot(self, node: Node) -> Node:
+        """A weight-only dot with its float weight."""
+        given = {role: self.as_same(source) for role, source in zip(node.roles, node.inputs, strict=True)}
+        weight = np.asarray(float_weight(node, given["weight"].value, given.pop("scale").value))
+        given["weight"] = self.vector(weight, node, "weight")
+        attrs = {name: node.attrs[name] for name in ("precision", "lo", "hi")}
+        return node.replace(op="dot", attrs=attrs, reason=self.reason(node)).with_operands(given)
 
     def accumulating(self, node: Node) -> Node:
         unit = _unit(node)

@@ -1,6 +1,6 @@
 """Which layers to keep in float on this machine, found by measuring.
 
-Every int8 node and its float twin are timed alone, at the network's shapes, as are the borders; `cut` finds the
+Every quantized node and its float twin are timed alone, at the network's shapes, as are the borders; `cut` finds the
 cheapest precisions by these. What a node takes alone is not what it takes in the network, where XLA fuses and a region
 is one call, so that whole networks have the last word: `fastest` times int8, float and the mix beside one another.
 """
@@ -40,13 +40,14 @@ class Twins:
         int8, in_float = self.int8.get(name, 0.0), self.in_float.get(name, 0.0)
         if int8 <= in_float:
             return "the layers around it are faster in float"
-        return f"float is faster: {1e3 * in_float:.3g} ms alone, {1e3 * int8:.3g} ms in int8"
+        return f"float is faster: {1e3 * in_float:.3g} ms alone, {1e3 * int8:.3g} ms quantized"
 
 
 def time_twins(
     graph: Graph, placement: Placement, int8: Graph, batch: int, cache: TimingCache, seconds: float
 ) -> Twins:
-    """The times of all int8 nodes of the float graph but those in bodies, in program order, until `seconds` are over.
+    """The times of all quantized nodes of the float graph but those in bodies, in program order, until `seconds` are
+    over.
 
     Args:
       graph, placement: the simplified float graph, placed.
@@ -57,7 +58,7 @@ def time_twins(
     lowered = {node.name: node for node in int8.nodes}
     twins = Twins()
     end = time.perf_counter() + seconds
-    nodes = [node for node in graph.nodes if node in placement.int8]
+    nodes = [node for node in graph.nodes if node in placement.quantized]
     for node in tqdm(nodes, desc="timing layers", unit="layer", disable=None):
         if time.perf_counter() > end:
             break
@@ -83,28 +84,30 @@ _MANY_MIXES = 60.0  # seconds
 
 
 def precisions(graph: Graph, placement: Placement, twins: Twins, seconds: float) -> dict[str, frozenset[str]]:
-    """{name: int8 nodes to put into float} for the networks to time: "int8", "float" and mixes, of which there is one
-    where `seconds` are few."""
-    all_of_them = frozenset(node.name for node in placement.int8)
+    """{name: quantized nodes to put into float} for the networks to time: "int8", "float" and mixes, of which there is
+    one where `seconds` are few."""
+    all_of_them = frozenset(node.name for node in placement.quantized)
     found: dict[frozenset[str], str] = {frozenset(): "int8", all_of_them: "float"}
     for i, part in enumerate(_BORDERS if seconds >= _MANY_MIXES else _BORDERS[:1]):
         mix = slower_in_int8(graph, placement, twins, part)
         found.setdefault(mix, "mixed" if i == 0 else f"mixed, borders at {part:g}")
-    anchors = {node.name for node in placement.int8 if node.op in ANCHORS}
+    anchors = {node.name for node in placement.quantized if node.op in ANCHORS}
     return {name: mix for mix, name in found.items() if name in ("int8", "float") or not anchors <= mix}
 
 
 def slower_in_int8(graph: Graph, placement: Placement, twins: Twins, part: float = 1.0) -> frozenset[str]:
-    """The names of the int8 nodes that the cheapest precisions put into float, borders taking that part of their times
-    alone."""
+    """The names of the quantized nodes that the cheapest precisions put into float, borders taking that part of their
+    times alone."""
     costs = Costs()
     quantize = {name: part * seconds for name, seconds in twins.quantize.items()}
     dequantize = {name: part * seconds for name, seconds in twins.dequantize.items()}
     for node in graph.nodes:
-        if node not in placement.int8:
+        if node not in placement.quantized:
             continue
         costs.int8[node.name] += twins.int8.get(node.name, 0.0)
         costs.in_float[node.name] += twins.in_float.get(node.name, 0.0)
+        if node in placement.weight_only:  # it reads floats and makes one
+            continue
         if node in graph.outputs or any(user not in placement.int8 for user in graph.users[node]):
             costs.int8[node.name] += dequantize.get(node.name, 0.0)
         for source in dict.fromkeys(data_inputs(node)):

@@ -76,7 +76,7 @@ def test_the_layers_where_int8_loses(files, times, tmp_path, capsys):
     (layer,) = [layer for layer in data["layers"] if layer["name"] == name]
     assert (layer["int8_ms"], layer["float_ms"], layer["precision"]) == (9.0, 1.0, "float")
     (row,) = [row for row in qmodel.summary().nodes if row.name == name]
-    assert row.reason == "float is faster: 1 ms alone, 9 ms in int8"
+    assert row.reason == "float is faster: 1 ms alone, 9 ms quantized"
 
 
 def test_real_times(files, monkeypatch, tmp_path, capsys):

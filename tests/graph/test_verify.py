@@ -7,7 +7,7 @@ import pytest
 from networks import images
 
 import jaxq
-from jaxq.graph.node import Graph, Node, QType
+from jaxq.graph.node import Graph, Node, QType, constant
 from jaxq.graph.ops import OPS, wrong_attribute
 from jaxq.graph.primitives import BY_NAME
 from jaxq.graph.verify import verify
@@ -66,6 +66,49 @@ def test_an_attribute_of_another_kind(graph, op, attrs, says):
     with pytest.raises(ValueError) as caught:
         verify(changed(graph, node, attrs={**node.attrs, **attrs}), "quantized")
     assert says in str(caught.value) and node.name in str(caught.value)
+
+
+@pytest.fixture(scope="module", params=[8, 4])
+def weight_only(request):
+    config = jaxq.QuantConfig(weight_only=True, weight_bits=request.param, group_size=16)
+    fun = lambda params, x: x @ params["a"] + params["b"]  # noqa: E731
+    return jaxq.quantize(fun, {"a": images(35, 6), "b": images(6)}, [images(2, 35)], config=config).plan.graph
+
+
+@pytest.mark.parametrize(
+    ("role", "array"),
+    [
+        *(("weight", np.zeros(shape, dtype)) for shape in ((6, 35), (6, 18)) for dtype in (np.float32, np.int16)),
+        *(("weight", np.zeros(shape, np.int8)) for shape in ((6, 36), (6, 18), (35, 6), (7, 35), (210,))),
+        *(("weight", np.zeros(shape, np.uint8)) for shape in ((6, 35), (6, 17), (5, 18), (6, 18, 1))),
+        *(("scale", np.ones(shape, np.float32)) for shape in ((6, 2), (6, 4), (3, 6), (6,), (6, 1))),
+        ("scale", np.ones((6, 3), np.float16)),
+        ("bias", np.ones((5,), np.float32)),
+        ("bias", np.ones((6,), np.int32)),
+    ],
+)
+def test_arrays_of_other_groups(weight_only, role, array):
+    assert verify(weight_only, "quantized") is weight_only
+    node = only(weight_only, "weight_only_dot")
+    other = constant(array, f"{node.name}/{role}")
+    inputs = tuple(other if given == role else source for given, source in zip(node.roles, node.inputs, strict=True))
+    with pytest.raises(ValueError, match="weight, scales or a bias that do not fit its groups and channels"):
+        verify(changed(weight_only, node, inputs=inputs), "quantized")
+
+
+@pytest.mark.parametrize(
+    "attrs", [{"bits": 2}, {"bits": True}, {"group_size": 0}, {"group_size": 8}, {"group_size": "1"}]
+)
+def test_groups_that_are_none(weight_only, attrs):
+    node = only(weight_only, "weight_only_dot")
+    ((name, value),) = attrs.items()
+    with pytest.raises(ValueError, match=f"has {name}={value!r}"):
+        verify(changed(weight_only, node, attrs={**node.attrs, **attrs}), "quantized")
+
+
+def test_a_weight_only_dot_is_none_of_a_float_graph(weight_only):
+    with pytest.raises(ValueError, match="is an int8 op in a float graph"):
+        verify(weight_only, "float")
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan, 1, None, "1", np.ones((2, 2))])

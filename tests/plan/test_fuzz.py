@@ -48,15 +48,31 @@ class Attention(nn.Module):
 
 @pytest.fixture(scope="module")
 def saved(request, tmp_path_factory):
-    model, shape = request.param
+    model, shape, rules = request.param
     x = images(*shape)
     path = tmp_path_factory.mktemp("fuzz") / "net.jaxq"
-    jaxq.quantize(model, variables(model, x), [x], config=jaxq.QuantConfig(method="mse")).save(path)
+    jaxq.quantize(model, variables(model, x), [x], config=jaxq.QuantConfig(method="mse", rules=rules)).save(path)
     return path
 
 
-CNN = SmallCNN(), (2, 8, 8, 3)
-ATTENTION = Attention(), (4, 5, 8)
+CNN = SmallCNN(), (2, 8, 8, 3), ()
+ATTENTION = Attention(), (4, 5, 8), ()
+
+
+class Decoder(nn.Module):
+    """Weight-only dots of both widths, with all that their epilogue can hold."""
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(nn.Dense(9, name="int4")(x))
+        return x + nn.Dense(x.shape[-1], name="int8")(y)
+
+
+WEIGHT_ONLY = (
+    Decoder(),
+    (4, 35),
+    (jaxq.LayerRule("int4", weight_only=True, weight_bits=4), jaxq.LayerRule("int8", weight_only=True)),
+)
 
 
 def places(value, path=()):
@@ -130,14 +146,14 @@ def check_bytes(path, tmp_path, count, seed):
             np.testing.assert_array_equal(arrays[name], value)
 
 
-@pytest.mark.parametrize("saved", [CNN], ids=["cnn"], indirect=True)
+@pytest.mark.parametrize("saved", [CNN, WEIGHT_ONLY], ids=["cnn", "weight_only"], indirect=True)
 def test_a_few_mutations(saved, tmp_path):
     check_headers(saved, tmp_path, 150, seed=0)
     check_bytes(saved, tmp_path, 300, seed=0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saved", [CNN, ATTENTION], ids=["cnn", "attention"], indirect=True)
+@pytest.mark.parametrize("saved", [CNN, ATTENTION, WEIGHT_ONLY], ids=["cnn", "attention", "weight_only"], indirect=True)
 @pytest.mark.parametrize("part", range(1, 11))
 def test_twenty_thousand_mutations(saved, tmp_path, part):
     check_headers(saved, tmp_path, 500, part)

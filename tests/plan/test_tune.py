@@ -74,7 +74,7 @@ def test_float_where_int8_never_pays(times, tmp_path):
     assert set(precisions(qmodel).values()) == {"float"}
     assert all(np.dtype(value.dtype) != np.int8 for value in jax.tree.leaves(qmodel.params))
     np.testing.assert_allclose(qmodel(X), cheap.jit(network)(WEIGHTS, X), rtol=1e-5, atol=1e-5)
-    assert "float is faster: 1 ms alone, 5 ms in int8" in str(qmodel.summary())
+    assert "float is faster: 1 ms alone, 5 ms quantized" in str(qmodel.summary())
     qmodel.save(tmp_path / "net.jaxq")
     loaded = jaxq.load(tmp_path / "net.jaxq")
     np.testing.assert_array_equal(loaded(X), qmodel(X))
