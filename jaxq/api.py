@@ -20,6 +20,7 @@ from jaxq.config import QuantConfig
 from jaxq.errors import CalibrationError, TraceError, UnsupportedError
 from jaxq.models import is_nnx
 from jaxq.plan import artifact
+from jaxq.plan.tune import Budget
 from jaxq.qmodel import QuantizedModel, model_of
 
 
@@ -89,7 +90,7 @@ def quantize(
     if demand is not None:
         return _accurate(network, config, calibration, demand, seconds, tune_batch)
     if seconds:
-        return build.tuned(network, config, calibration, seconds, tune_batch)
+        return build.tuned(network, config, calibration, Budget(seconds), tune_batch)
     return build.quantized(network, config, calibration)
 
 
@@ -105,11 +106,11 @@ def _accurate(
     twins = None
     if seconds:
         placement = network.place(config, calibration.statistics.unseen)
-        twins = build.timed(network, config, calibration, placement, seconds / 2, batch).twins
+        twins = build.timed(network, config, calibration, placement, Budget(seconds), batch).twins
     held = accuracy.hold(network, config, calibration, demand, twins)
     if seconds:
         will_do = partial(held.is_accurate, demand)
-        model = build.tuned(network, config, calibration, seconds, batch, held.in_float, will_do)
+        model = build.tuned(network, config, calibration, Budget(seconds), batch, held.in_float, will_do)
     else:
         model = build.quantized(network, config, calibration, held.in_float)
     return model.with_summary(replace(model.summary(), accuracy=held.accuracy))

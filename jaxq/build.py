@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq import backends, passes
+from jaxq import backends, passes, tuning
 from jaxq.calibration import session
 from jaxq.calibration.batches import Batches, Signature
 from jaxq.calibration.observe import Statistics
@@ -31,8 +31,9 @@ from jaxq.passes.place import Placement, place
 from jaxq.plan import tune
 from jaxq.plan.plan import Plan
 from jaxq.plan.timing import TimingCache
+from jaxq.plan.tune import Budget
 from jaxq.qmodel import Origin, QuantizedModel, model_of
-from jaxq.report import Summary, Tuning, rows
+from jaxq.report import Summary, rows
 
 # Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
 # go forward.
@@ -178,7 +179,7 @@ def timed(
     config: QuantConfig,
     calibration: Calibration,
     placement: Placement,
-    seconds: float,
+    budget: Budget,
     batch: int | None,
 ) -> Timings:
     """The times of the layers that are placed in int8, there and in float; at that batch size, or at the first
@@ -189,8 +190,8 @@ def timed(
     leaves = zip(graph.inputs, calibration.signature.leaves, strict=True)
     batch = batch or next((leaf.shape[0] for node, leaf in leaves if node.aval.leads_batch), 1)
     cache = TimingCache()
-    twins = tune.time_twins(graph, placement, apart, batch, cache, seconds)
-    cache.save()
+    layers = tune.layers_of(graph, placement, apart, batch)
+    twins = tune.time_layers(layers, batch, cache, budget.layers, budget.is_patient)
     return Timings(twins, batch, cache)
 
 
@@ -198,7 +199,7 @@ def tuned(
     network: Network,
     config: QuantConfig,
     calibration: Calibration,
-    seconds: float,
+    budget: Budget,
     batch: int | None,
     held: Mapping[str, str] | None = None,
     is_accurate: Callable[[QuantizedModel], bool] = lambda _: True,
@@ -211,21 +212,19 @@ def tuned(
     """
     graph, unseen, held = network.graph, calibration.statistics.unseen, held or {}
     placement = place(graph, config, unseen, held) if held else network.place(config, unseen)
-    timings = timed(network, config, calibration, placement, seconds / 2, batch)
-    twins, cache = timings.twins, timings.cache
+    timings = timed(network, config, calibration, placement, budget, batch)
+    twins = timings.twins
 
     def model(in_float: Collection[str]) -> QuantizedModel:
         return quantized(network, config, calibration, {**held, **{name: twins.reason(name) for name in in_float}})
 
-    models = {name: model(in_float) for name, in_float in tune.precisions(graph, placement, twins, seconds).items()}
-    args = tune.arguments(graph, network.traced.in_tree, timings.batch)
-    calls: dict[str, Any] = {name: partial(model, *args) for name, model in models.items()}
-    calls["function"] = partial(jax.jit(network.function), network.variables, *args)
-    found = tune.fastest(calls, seconds / 2)
-    chosen = next(name for name in tune.choices(found) if is_accurate(models[name]))
-    tuning = Tuning(cache.device, timings.batch, found, chosen, twins.layers(), cache.used)
-    best = models[chosen]
-    return best.with_summary(replace(best.summary(), tuning=tuning))
+    mixes = tune.precisions(tune.flow_of(graph, placement), twins, budget)
+    models = {name: model(in_float) for name, in_float in mixes.items()}
+
+    def function(*args: Any) -> Any:
+        return partial(jax.jit(network.function), network.variables, *args)
+
+    return tuning.best(models, twins, timings.batch, timings.cache, budget, function, is_accurate)
 
 
 def _check_variables(params: Any) -> None:

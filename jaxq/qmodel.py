@@ -17,7 +17,8 @@ from jaxq.passes.place import Placement
 from jaxq.plan import ahead, artifact
 from jaxq.plan.ahead import CompiledModel
 from jaxq.plan.plan import Plan
-from jaxq.report import Summary
+from jaxq.plan.tactics import Tactics
+from jaxq.report import Summary, rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,12 @@ class QuantizedModel:
     def with_summary(self, summary: Summary) -> "QuantizedModel":
         """The same model, which says that of itself."""
         return QuantizedModel(self._params, replace(self.plan, summary=summary), self.origin)
+
+    def with_tactics(self, tactics: Tactics) -> "QuantizedModel":
+        """The same model, with the same results, computed by those tactics."""
+        graph = self.plan.graph
+        summary = replace(self.plan.summary, nodes=rows(graph, tactics.by_name))
+        return model_of(replace(self.plan, summary=summary, tactics=tactics), graph.params, self.origin)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the plan and its weights to one file, atomically.

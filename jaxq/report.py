@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -37,6 +37,7 @@ class Row:
       reason: why it stays in float, or "".
       dtypes: of its data operands, and of its result.
       scale: of its result where that is integers; one number, or None.
+      tactic: what computes it, backend and kernel config, where measuring chose another than the default; or "".
     """
 
     name: str
@@ -47,6 +48,7 @@ class Row:
     reason: str
     dtypes: tuple[tuple[str, ...], str]
     scale: float | None
+    tactic: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Tuning:
       chosen: "int8", "float" or "mixed".
       layers: {layer: (seconds in int8, in float)} of each layer alone.
       timings: all that was timed, as the timing cache holds it.
+      failures: {what was to be timed: why it cannot be used}: tactics that do not compile, or give other bits.
     """
 
     device: str
@@ -69,10 +72,12 @@ class Tuning:
     chosen: str
     layers: Mapping[str, tuple[float, float]]
     timings: Mapping[str, float]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         times = ", ".join(f"{name} {1e3 * seconds:.3g} ms" for name, seconds in self.seconds.items())
-        return [f"tuned: {self.chosen}, at batch {self.batch} on {self.device}: {times}"]
+        lines = [f"tuned: {self.chosen}, at batch {self.batch} on {self.device}: {times}"]
+        return lines + [f"left out: {what}: {reason}" for what, reason in self.failures.items()]
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,10 @@ class Summary:
         total = sum(row.macs for row in self.nodes) or 1
         head = ("layer", "op", "precision", "fused", "in -> out", "scale", "MACs")
         lines = [head, *(_cells(row, total) for row in self.nodes)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        if any(row.tactic for row in self.nodes):
+            tactics = ["tactic", *(row.tactic for row in self.nodes)]
+            lines = [(*cells, tactic) for cells, tactic in zip(lines, tactics, strict=True)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         table = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
         ]
@@ -177,9 +185,10 @@ def _cells(row: Row, total: int) -> tuple[str, ...]:
     return (row.name, row.op, row.precision, fused, f"{', '.join(operands)} -> {result}", scale, share)
 
 
-def rows(graph: Graph) -> tuple[Row, ...]:
-    """The rows of an int8 graph and its bodies."""
-    return tuple(_rows(graph, turns=1))
+def rows(graph: Graph, tactics: Mapping[str, Any] | None = None) -> tuple[Row, ...]:
+    """The rows of an int8 graph and its bodies; `tactics` are those of its nodes by name."""
+    tactics = tactics or {}
+    return tuple(replace(row, tactic=str(tactics.get(row.name, ""))) for row in _rows(graph, turns=1))
 
 
 def _rows(graph: Graph, turns: int) -> Iterator[Row]:

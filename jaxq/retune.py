@@ -4,75 +4,63 @@ A file holds no float weights of int8 layers, so that in float they compute on d
 they then give is nearer to the float model than int8, and not equal to it. Layers that are in float stay there.
 """
 
-import time
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
-from jaxq import backends
-from jaxq.backends import xla
-from jaxq.graph.node import ANCHORS, LAYOUT, Aval, Graph, Node, bind, constant, precision
+from jaxq import tuning
+from jaxq.graph.node import ANCHORS, LAYOUT, Aval, Graph, Node, constant, precision
 from jaxq.plan import tune
-from jaxq.plan.alone import alone, borders, call, described, timed
-from jaxq.plan.cut import Costs, cheapest
+from jaxq.plan.alone import described
 from jaxq.plan.lift import is_liftable, lift
 from jaxq.plan.plan import Plan
 from jaxq.plan.timing import TimingCache
-from jaxq.plan.tune import Twins
+from jaxq.plan.tune import Budget, Flow, Layer
 from jaxq.qmodel import QuantizedModel, model_of
-from jaxq.report import Tuning, rows
-
-_NEVER = 1e3  # seconds
+from jaxq.report import rows
 
 
 def retune(plan: Plan, seconds: float, batch: int) -> QuantizedModel:
-    """The fastest of the plan as it is, the same in float, and a mix of both, by what each takes on this machine."""
-    graph, cache = plan.graph, TimingCache()
-    twins = time_layers(graph, batch, cache, seconds / 2)
-    cache.save()
-    liftable = [node for node in graph.all_nodes if is_liftable(node)]
-    mix = slower_in_int8(graph, twins)
-    networks = {"int8": frozenset[str](), "float": frozenset(node.name for node in liftable)}
-    if mix and not {node.name for node in liftable if node.op in ANCHORS} <= mix:
-        networks["mixed"] = mix
+    """The fastest of the plan as it is, the same in float, and mixes of both, by what each takes on this machine."""
+    graph, cache, budget = plan.graph, TimingCache(), Budget(seconds)
+    twins = tune.time_layers(layers_of(graph, batch), batch, cache, budget.layers, budget.is_patient)
 
     def model(in_float: frozenset[str]) -> QuantizedModel:
         lifted = lift(graph, {name: twins.reason(name) for name in in_float}) if in_float else graph
         size = sum(array.nbytes for array in lifted.params.values())
         summary = replace(plan.summary, nodes=rows(lifted), int8_bytes=size)
-        return model_of(replace(plan, graph=lifted, summary=summary), lifted.params)
+        return model_of(replace(plan, graph=lifted, summary=summary, tactics=None), lifted.params)
 
-    models = {name: model(in_float) for name, in_float in networks.items()}
-    args = tune.arguments(graph, plan.in_tree, batch)
-    found = tune.fastest({name: partial(model, *args) for name, model in models.items()}, seconds / 2)
-    chosen = tune.choices(found)[0]
-    tuning = Tuning(cache.device, batch, found, chosen, twins.layers(), cache.used)
-    return models[chosen].with_summary(replace(models[chosen].summary(), tuning=tuning))
+    models = {name: model(in_float) for name, in_float in tune.precisions(flow_of(graph), twins, budget).items()}
+    return tuning.best(models, twins, batch, cache, budget)
 
 
-def time_layers(graph: Graph, batch: int, cache: TimingCache, seconds: float) -> Twins:
-    """The times of all quantized nodes that have a form in float, but those in bodies, until `seconds` are over; and of
-    the borders of the values that they read and make."""
-    twins = Twins()
-    end = time.perf_counter() + seconds
-    for node in tqdm([n for n in graph.nodes if is_liftable(n)], desc="timing layers", unit="layer", disable=None):
-        if time.perf_counter() > end:
-            break
-        for value in (*node.inputs, node):
-            if value.qtype is not None and not value.is_constant and value.name not in twins.quantize:
-                calls = borders(Aval(bind(value.aval.shape, batch), np.dtype(np.float32)), value.qtype.dtype)
-                twins.quantize[value.name], twins.dequantize[value.name] = timed(calls, cache)
-        if node.op in LAYOUT:
-            continue
-        what = described(node, batch)
-        calls = {
-            f"in float: {what}": call(_in_float(node), batch, xla.lower),
-            what: call(alone(node), batch, backends.choose),
-        }
-        twins.in_float[node.name], twins.int8[node.name] = timed(calls, cache)
-    return twins
+def layers_of(graph: Graph, batch: int) -> list[Layer]:
+    """All quantized nodes of the graph that have a form in float, but those in bodies."""
+
+    def layer(node: Node) -> Layer:
+        ends = [value for value in (*node.inputs, node) if value.qtype is not None and not value.is_constant]
+        values = {v.name: (Aval(v.aval.shape, np.dtype(np.float32)), v.qtype.dtype) for v in ends if v.qtype}
+        in_float = {} if node.op in LAYOUT else {f"in float: {described(node, batch)}": _in_float(node)}
+        return Layer(node.name, values, in_float, node)
+
+    return [layer(node) for node in graph.nodes if is_liftable(node)]
+
+
+def flow_of(graph: Graph) -> Flow:
+    """That of an int8 graph."""
+    quantized = [node for node in graph.nodes if precision(node) != "float"]
+    nodes = [node for node in quantized if node.op not in ("quantize", "dequantize")]
+    read = [(source, node) for node in nodes for source in dict.fromkeys(node.inputs)]
+    inside = set(nodes)
+    return Flow(
+        [node.name for node in nodes],
+        frozenset(node.name for node in graph.all_nodes if is_liftable(node)),
+        frozenset(node.name for node in nodes if is_liftable(node) and node.op in (*ANCHORS, "weight_only_dot")),
+        [(source.name, node.name) for source, node in read if source in inside],
+        [(source.name, node.name) for source, node in read if source.op == "quantize"],
+        {node.name for node in nodes if any(user.op == "dequantize" for user in graph.users[node])},
+    )
 
 
 def _in_float(node: Node) -> Graph:
@@ -90,22 +78,3 @@ def _in_float(node: Node) -> Graph:
         aval = Aval(node.aval.shape, np.dtype(np.float32))
         end = Node("dequantize", (end, one), {}, aval, f"{node.name}/dequantize", ("x", "scale"))
     return lift(Graph(tuple(inputs), (end,)))
-
-
-def slower_in_int8(graph: Graph, twins: Twins) -> frozenset[str]:
-    """The names of the quantized nodes that the cheapest precisions put into float."""
-    costs = Costs()
-    quantized = (node for node in graph.nodes if precision(node) != "float")
-    nodes = dict.fromkeys(node for node in quantized if node.op not in ("quantize", "dequantize"))
-    for node in nodes:
-        costs.int8[node.name] += twins.int8.get(node.name, 0.0)
-        costs.in_float[node.name] += twins.in_float.get(node.name, 0.0) if is_liftable(node) else _NEVER
-        if any(user.op == "dequantize" for user in graph.users[node]):
-            costs.int8[node.name] += twins.dequantize.get(node.name, 0.0)
-        for source in dict.fromkeys(node.inputs):
-            if source.op == "quantize":
-                costs.int8[node.name] += twins.quantize.get(source.name, 0.0)
-            elif source in nodes:
-                border = twins.dequantize.get(source.name, 0.0), twins.quantize.get(source.name, 0.0)
-                costs.edges[source.name, node.name] = border
-    return frozenset(str(name) for name, in_int8 in cheapest(costs).items() if not in_int8)

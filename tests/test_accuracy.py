@@ -3,6 +3,7 @@
 import re
 
 import jax
+import made_up
 import numpy as np
 import pytest
 from networks import decibels, images
@@ -10,7 +11,7 @@ from networks import decibels, images
 import jaxq
 from jaxq.accuracy import _ordered
 from jaxq.attribution import LayerError
-from jaxq.plan import tune
+from jaxq.plan.tune import Twins
 
 CONFIG = jaxq.QuantConfig(method="amax")
 SIZES = 6
@@ -89,12 +90,7 @@ def test_it_is_saved(tmp_path):
 def times(monkeypatch, tmp_path):
     """Sets what whole networks take; every layer alone takes 1 ms."""
     monkeypatch.setenv("JAXQ_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(tune, "timed", lambda calls, cache: [1e-3 for _ in calls])
-
-    def set_times(**whole):
-        monkeypatch.setattr(tune, "fastest", lambda calls, seconds: {name: whole.get(name, 9.0) for name in calls})
-
-    return set_times
+    return lambda **whole: made_up.set_times(monkeypatch, lambda what: 1e-3, whole)
 
 
 def test_the_fastest_that_is_accurate_enough(times):
@@ -140,7 +136,7 @@ def test_a_metric_that_is_not_one_number_for_one_function():
 def test_where_tuning_measured_times_they_count():
     """What float costs nothing goes there first, then what errs most for each second that it costs."""
     errors = {"cheap": 0.1, "dear": 0.3, "free": 1e-6}
-    twins = tune.Twins({"cheap": 1.0, "dear": 1.0, "free": 2.0}, {"cheap": 2.0, "dear": 9.0, "free": 1.0})
+    twins = Twins({"cheap": 1.0, "dear": 1.0, "free": 2.0}, {"cheap": 2.0, "dear": 9.0, "free": 1.0})
     rows = [LayerError(name, "dot", error, 0.0) for name, error in errors.items()]
     assert _ordered(rows, None) == ["dear", "cheap", "free"]
     assert _ordered(rows, twins) == ["free", "cheap", "dear"]

@@ -4,9 +4,10 @@
     candidates(node) -> tuple           its tactics (kernel configs), the default first
     lower(node, tactic) -> function     of the node's operands
 
-All backends give the bits of `graph.evaluate.reference`. `choose` is the table that puts one in place. The CPU's takes
-regions: `gather` makes one node of the nodes that one call computes, and `prepare` packs their weights. `calibration`
-is what calibration computes with.
+All backends give the bits of `graph.evaluate.reference`. `choose` puts one in place: the one of the node's tactic
+(`tactics.py`), of those that `candidates` lists for this device, or the default. The CPU's takes regions: `gather`
+makes one node of the nodes that one call computes, and `prepare` packs their weights. `calibration` is what calibration
+computes with.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,9 +19,10 @@ from jax.extend.backend import backends
 import pallas_kernels
 from jaxq.backends import cpu, pallas, xla
 from jaxq.backends.cpu.packing import Form, PackedWeight
-from jaxq.calibration.kernels import XLA, Kernels
+from jaxq.backends.tactics import CPU, XLA, Tactic, of
+from jaxq.calibration import kernels
 from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import Graph, Node
+from jaxq.graph.node import ANCHORS, Graph, Node
 
 # What an export calls, which whoever runs it has to know: `import jaxq` for the first, JAX itself for the GPU's.
 CUSTOM_CALLS = (cpu.library.TARGET, "__gpu$xla.gpu.triton", "mosaic_gpu_v2")
@@ -46,9 +48,21 @@ def plain(params: Mapping[Any, Any]) -> dict[Any, Any]:
     return {name: value.unpack() if isinstance(value, PackedWeight) else value for name, value in params.items()}
 
 
+def candidates(node: Node) -> tuple[Tactic, ...]:
+    """The tactics that compute the bound node on this device, the default first, XLA's last; none of a node that is no
+    product of integers: the product beside it decides for it."""
+    if node.op not in ANCHORS or "multiplier" not in node.roles:
+        return ()
+    if jax.default_backend() == "gpu" and pallas.supports(node) is None:
+        return (*(Tactic("pallas", str(config)) for config in pallas.candidates(node)), XLA)
+    if jax.default_backend() == "cpu" and cpu.available() is None and cpu.why_not(node) is None:
+        return CPU, XLA
+    return (XLA,)
+
+
 def choose(node: Node) -> Callable[..., Any]:
-    """The node's function: Pallas on NVIDIA GPUs and the CPU's kernels where they take it, XLA elsewhere. (Which of
-    them is faster for a shape is for a measurement to say, not for this table.)"""
+    """The node's function by its tactic. By default, Pallas on NVIDIA GPUs and the CPU's kernels where they take it,
+    XLA elsewhere."""
     if node.op == "region":
         return _region(node)
     by_xla = xla.lower(node)
@@ -57,8 +71,8 @@ def choose(node: Node) -> Callable[..., Any]:
         return by_xla(*plain(dict(enumerate(operands))).values())
 
     either: Callable[..., Any] = default
-    if pallas.supports(node) is None:
-        either = pallas_kernels.on_cuda(pallas.lower(node), default)
+    if of(node) != XLA and pallas.supports(node) is None:
+        either = pallas_kernels.on_cuda(lambda *operands: pallas.lower(node, _config(node))(*operands), default)
 
     def run(*operands: Any) -> Any:
         # XLA partitions its own ops, but no kernel of ours.
@@ -67,17 +81,26 @@ def choose(node: Node) -> Callable[..., Any]:
     return run
 
 
+def _config(node: Node) -> Any:
+    """The kernel config of the node's tactic; None, the default, where it is none for the node's shapes, as it was
+    measured at another batch size."""
+    tactic = of(node)
+    if tactic is None:
+        return None
+    return next((config for config in pallas.candidates(node) if str(config) == tactic.config), None)
+
+
 def cpu_kernels() -> str:
     """The instruction set of the CPU's kernels in use, or "XLA" where there are none."""
     return cpu.isa() if cpu.available() is None else "XLA"
 
 
-def calibration() -> Kernels:
+def calibration() -> kernels.Kernels:
     """What calibration computes with: the CPU's kernels where there are some and JAX has no other devices, else XLA's.
     (To ask for the platform at every value would take longer than to trace the network.)"""
     if cpu.available() is not None or backends().keys() != {"cpu"}:
-        return XLA
-    return Kernels(cpu.calibration.count, cpu.calibration.trials, cpu.calibration.trial_errors)
+        return kernels.XLA
+    return kernels.Kernels(cpu.calibration.count, cpu.calibration.trials, cpu.calibration.trial_errors)
 
 
 def _region(node: Node) -> Callable[..., Any]:

@@ -42,7 +42,7 @@ class LayerTimes:
 def layer_times(plan: Plan, batch: int, seconds: float, seed: int) -> LayerTimes:
     """Of every int8 node that computes (what only moves integers costs next to nothing in its place), not those of
     loops; `seconds` for all of them."""
-    nodes = [node for node in plan.graph.bind(batch).nodes if is_int8(node) and node.op in _COMPUTING]
+    nodes = [node for node in plan.marked.bind(batch).nodes if is_int8(node) and node.op in _COMPUTING]
     functions: dict[Node | None, Callable[[], Any]] = {node: alone(node, seed) for node in nodes}
     functions[None] = _empty()
     for function in functions.values():

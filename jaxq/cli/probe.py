@@ -1,5 +1,6 @@
 """Every int8 node of a compiled plan beside what NumPy makes of the same operands."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,8 @@ def probe(plan: Plan, batch: int, args: Any) -> tuple[Graph, dict[Node, np.ndarr
     for node in int8_nodes(plan.graph):
         seen.update(dict.fromkeys(source for source in node.inputs if not source.is_constant))
         seen[node] = None
-    wider = Plan(Graph(plan.graph.inputs, tuple(seen)), plan.in_tree, jax.tree.structure([0] * len(seen)), plan.summary)
+    graph = Graph(plan.graph.inputs, tuple(seen))
+    wider = dataclasses.replace(plan, graph=graph, out_tree=jax.tree.structure([0] * len(seen)))
     params = jax.tree.map(jnp.asarray, backends.prepare(wider.gathered, plan.graph.params))
     found = wider(params, *args)
     bound = wider.graph.bind(batch)

@@ -18,12 +18,12 @@ from jaxq.cli.arguments import batch_of, batch_size, check_batch, seconds
 from jaxq.cli.text import add_command, print_json, progress
 from jaxq.errors import PlanError
 from jaxq.numerics import largest_level
-from jaxq.plan import artifact
+from jaxq.plan import artifact, tune
 from jaxq.plan.artifact import PLAN_FILE
 from jaxq.plan.plan import Plan
 from jaxq.plan.timing import TimingCache
 from jaxq.report import Row
-from jaxq.retune import time_layers
+from jaxq.retune import layers_of
 
 _MORE = """\
 The page is one file of HTML without scripts; nothing in it comes from a network. It holds what `jaxq inspect` tells,
@@ -96,7 +96,8 @@ def _times(plan: Plan, options: argparse.Namespace) -> tuple[_Times, list[str]]:
     if options.time:
         progress(f"timing layers for at most {options.time:g} s")
         cache, batch = TimingCache(), options.batch or 1
-        found = time_layers(plan.graph, batch, cache, options.time).layers()
+        layers = layers_of(plan.graph, batch)
+        found = tune.time_layers(layers, batch, cache, options.time, patient=False).layers()
         cache.save()
         return found, [f"Times of each layer alone, at batch {batch} on {cache.device}."]
     tuning = plan.summary.tuning

@@ -1,6 +1,6 @@
 """What a layer takes alone, and a border between int8 and float: compiled by itself, timed beside its rivals."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,11 +76,39 @@ def borders(value: Aval, dtype: str) -> dict[str, Call]:
     }
 
 
-def timed(calls: Mapping[str, Call], cache: TimingCache) -> list[float]:
-    """The seconds of each; of all anew, side by side, where one is not known."""
-    known = [seconds for what in calls if (seconds := cache.get(what)) is not None]
-    if len(known) < len(calls):
-        known = interleaved(list(calls.values()), _TURNS)
-        for what, seconds in zip(calls, known, strict=True):
-            cache.put(what, seconds)
-    return known
+def timed(calls: Mapping[str, Call], cache: TimingCache, alike: Collection[str] = ()) -> dict[str, float]:
+    """The seconds of each; of all anew, side by side, where one is not known.
+
+    Args:
+      alike: those of the calls that must give the bits of the last of them. One that raises or gives others is left
+        out, and the cache keeps why.
+    """
+    calls = {what: call for what, call in calls.items() if cache.failure(what) is None}
+    known = {what: seconds for what in calls if (seconds := cache.get(what)) is not None}
+    if len(known) == len(calls):
+        return known
+    for what, reason in _unfit({what: calls[what] for what in alike if what in calls}):
+        cache.fail(what, reason)
+        del calls[what]
+    found = dict(zip(calls, interleaved(list(calls.values()), _TURNS), strict=True))
+    for what, seconds in found.items():
+        cache.put(what, seconds)
+    return found
+
+
+def _unfit(calls: Mapping[str, Call]) -> Iterator[tuple[str, str]]:
+    """Which of the calls do not give the bits of the last, and why."""
+    if len(calls) < 2:
+        return
+    *others, last = calls
+    expected = jax.device_get(calls[last]())
+    for what in others:
+        try:
+            found = jax.device_get(calls[what]())
+        except Exception as error:  # a kernel may fail in any way to compile or to run
+            yield what, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            continue
+        pairs = list(zip(found, expected, strict=True))
+        if not all(np.array_equal(a, b, equal_nan=True) for a, b in pairs):
+            differ = sum(int(np.sum(a != b)) for a, b in pairs)
+            yield what, f"its bits differ from XLA's, in {differ} of {sum(b.size for b in expected)} elements"

@@ -1,5 +1,6 @@
-"""The `.jaxq` file: the plan as JSON in the header; its parameters by name, and what else the graph holds of arrays as
-"#0", "#1", ... Data only, of which nothing is ever run, but for StableHLO (`stablehlo.py`).
+"""The `.jaxq` file: the plan as JSON in the header, the tactics in a section of their own; its parameters by name, and
+what else the graph holds of arrays as "#0", "#1", ... Data only, of which nothing is ever run, but for StableHLO
+(`stablehlo.py`).
 
 Schema 2 has StableHLO. Schema 1 is the same without it.
 """

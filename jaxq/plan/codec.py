@@ -9,12 +9,14 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
+from jaxq.backends.tactics import BACKENDS, Tactic
 from jaxq.errors import PlanError, UnsupportedError
 from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import Aval, Dim, Graph, Node, QType
+from jaxq.graph.node import ANCHORS, Aval, Dim, Graph, Node, QType
 from jaxq.graph.verify import verify
 from jaxq.plan import stablehlo
 from jaxq.plan.plan import Plan
+from jaxq.plan.tactics import Tactics
 from jaxq.report import Accuracy, Summary, Tuning, rows
 from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
@@ -35,6 +37,7 @@ def encode_plan(plan: Plan, arrays: Arrays) -> dict[str, Any]:
         "out_tree": encode_tree(plan.out_tree, "result"),
         "graph": _Encoder(arrays).graph(plan.graph),
         "summary": _Encoder(arrays).value(_summary_data(plan.summary)),
+        "tactics": plan.tactics and _tactics_data(plan.tactics),
     }
 
 
@@ -48,11 +51,12 @@ def decode_plan(header: Mapping[str, Any], arrays: Arrays, trusted: bool = False
         _refuse_stablehlo(header)
     decoder = _Decoder(arrays)
     graph = _check_shapes(verify(decoder.graph(header["graph"]), "quantized"))
-    summary = _summary(decoder.value(header["summary"]), graph)
+    tactics = _tactics(header.get("tactics"), graph)
+    summary = _summary(decoder.value(header["summary"]), graph, tactics)
     in_tree, out_tree = decode_tree(header["in_tree"]), decode_tree(header["out_tree"])
     if (in_tree.num_leaves, out_tree.num_leaves) != (len(graph.inputs), len(graph.outputs)):
         raise ValueError("the signature does not fit the graph")
-    plan = Plan(graph, in_tree, out_tree, summary)
+    plan = Plan(graph, in_tree, out_tree, summary, tactics)
     return plan, graph.params
 
 
@@ -91,10 +95,10 @@ def _summary_data(summary: Summary) -> dict[str, Any]:
     return data | {name: value and dataclasses.asdict(value) for name, value in chosen.items()}
 
 
-def _summary(data: Mapping[str, Any], graph: Graph) -> Summary:
+def _summary(data: Mapping[str, Any], graph: Graph, tactics: Tactics | None) -> Summary:
     tuning, accuracy = data.get("tuning"), data.get("accuracy")
     return Summary(
-        nodes=rows(graph),
+        nodes=rows(graph, tactics and tactics.by_name),
         float_bytes=int(data["float_bytes"]),
         int8_bytes=int(data["int8_bytes"]),
         fixed_because=None if data["fixed_because"] is None else str(data["fixed_because"]),
@@ -113,7 +117,25 @@ def _tuning(data: Mapping[str, Any]) -> Tuning:
         chosen=str(data["chosen"]),
         layers={str(name): (float(int8), float(in_float)) for name, (int8, in_float) in data["layers"].items()},
         timings={str(what): float(seconds) for what, seconds in data["timings"].items()},
+        failures={str(what): str(reason) for what, reason in data.get("failures", {}).items()},
     )
+
+
+def _tactics_data(tactics: Tactics) -> dict[str, Any]:
+    by_name = {name: [tactic.backend, tactic.config] for name, tactic in tactics.by_name.items()}
+    return {"device": tactics.device, "by_name": by_name}
+
+
+def _tactics(data: Mapping[str, Any] | None, graph: Graph) -> Tactics | None:
+    """None in a file without any, as earlier ones are. A config is text, which the backend looks up among its own."""
+    if data is None:
+        return None
+    by_name = {str(name): Tactic(str(backend), str(config)) for name, (backend, config) in data["by_name"].items()}
+    if not all(tactic.backend in BACKENDS for tactic in by_name.values()):
+        raise ValueError("a tactic is of no backend")
+    if not by_name.keys() <= {node.name for node in graph.nodes if node.op in ANCHORS and "multiplier" in node.roles}:
+        raise ValueError("a tactic is of no product of integers")
+    return Tactics(str(data["device"]), by_name)
 
 
 def _accuracy(data: Mapping[str, Any]) -> Accuracy:

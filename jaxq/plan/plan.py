@@ -13,10 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq import backends
+from jaxq.backends import tactics
 from jaxq.errors import JaxqError, PlanError
 from jaxq.graph.evaluate import Lower, evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, bind
 from jaxq.models import shown
+from jaxq.plan.tactics import Tactics
 from jaxq.report import Summary
 
 
@@ -39,12 +41,14 @@ class Plan:
       graph: the int8 graph; dimensions that follow the batch are `Dim`.
       in_tree, out_tree: the pytree structures of the positional arguments and of the result.
       summary: what became of the network.
+      tactics: of the nodes that were measured to be faster by another than the default; None where nothing was.
     """
 
     graph: Graph
     in_tree: Any
     out_tree: Any
     summary: Summary
+    tactics: Tactics | None = None
 
     def __call__(self, params: Mapping[str, Any], *args: Any) -> Any:
         """The function, compiled by `jax.jit` once for each batch size.
@@ -66,9 +70,14 @@ class Plan:
         return self._compiled(tree)(tuple(leaves), args)
 
     @functools.cached_property
+    def marked(self) -> Graph:
+        """The graph, its nodes with the tactics that hold on this device."""
+        return tactics.mark(self.graph, {} if self.tactics is None else self.tactics.here())
+
+    @functools.cached_property
     def gathered(self) -> Graph:
         """The graph as the backends run it (`backends.gather`)."""
-        return backends.gather(self.graph)
+        return backends.gather(self.marked)
 
     def _compiled(self, tree: Any) -> Any:
         """The jitted function of the leaves of parameters of this structure, and of the arguments."""

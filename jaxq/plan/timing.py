@@ -11,6 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,14 @@ def cache_folder() -> Path:
 
 
 class TimingCache:
-    """{what was timed: seconds} of one device, in a JSON file that several processes may read and write at a time.
+    """{what was timed: seconds} of one device, and {what cannot be used: why}, in a JSON file that several processes
+    may read and write at a time.
 
     A file that cannot be read is told of by a warning and written anew; one that cannot be written costs no more than
     measuring again.
+
+    Attributes:
+      used, failed: those that were asked for or put in.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -75,46 +80,72 @@ class TimingCache:
         digest = hashlib.sha256(self.device.encode()).hexdigest()[:8]
         self.path = (folder or cache_folder()) / "timings" / f"{name}-{digest}.json"
         self.used: dict[str, float] = {}
-        self._new: dict[str, float] = {}
+        self.failed: dict[str, str] = {}
+        self._new = _Known()
         self._known = self._read()
 
     def key(self, what: str) -> str:
         return f"jax {jax.__version__}, jaxq {__version__}: {what}"
 
     def get(self, what: str) -> float | None:
-        seconds = self._known.get(self.key(what))
+        seconds = self._known.seconds.get(self.key(what))
         if seconds is not None:
             self.used[what] = seconds
         return seconds
 
     def put(self, what: str, seconds: float) -> None:
-        self.used[what] = self._known[self.key(what)] = self._new[self.key(what)] = seconds
+        self.used[what] = seconds
+        for known in (self._known, self._new):
+            known.seconds[self.key(what)] = seconds
+
+    def failure(self, what: str) -> str | None:
+        """Why it cannot be used, or None."""
+        reason = self._known.failures.get(self.key(what))
+        if reason is not None:
+            self.failed[what] = reason
+        return reason
+
+    def fail(self, what: str, reason: str) -> None:
+        self.failed[what] = reason
+        for known in (self._known, self._new):
+            known.failures[self.key(what)] = reason
 
     def save(self) -> None:
         """Adds what was measured to what the file holds by now."""
-        if not self._new:
+        if not self._new.seconds and not self._new.failures:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path.with_suffix(".lock")):
-                text = json.dumps({"device": self.device, "seconds": self._read() | self._new}, indent=0)
-                files.replace(self.path, text.encode())
+                known = self._read()
+                seconds, failures = known.seconds | self._new.seconds, known.failures | self._new.failures
+                data = {"device": self.device, "seconds": seconds, "failures": failures}
+                files.replace(self.path, json.dumps(data, indent=0).encode())
         except OSError as error:
             warnings.warn(f"timing cache: {self.path} cannot be written: {error.strerror}", stacklevel=2)
-        self._new = {}
+        self._new = _Known()
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> "_Known":
         try:
             data = json.loads(self.path.read_bytes())
-            return {str(key): _positive(seconds) for key, seconds in data["seconds"].items()}
+            seconds = {str(key): _positive(seconds) for key, seconds in data["seconds"].items()}
+            return _Known(seconds, {str(key): str(reason) for key, reason in data.get("failures", {}).items()})
         except FileNotFoundError:
-            return {}
+            return _Known()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             warnings.warn(
                 f"timing cache: {self.path} cannot be read ({type(error).__name__}: {error}); it is written anew",
                 stacklevel=3,
             )
-            return {}
+            return _Known()
+
+
+@dataclass
+class _Known:
+    """{key: seconds}, {key: why it cannot be used}."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
 
 def _positive(seconds: Any) -> float:

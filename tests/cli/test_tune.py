@@ -3,16 +3,14 @@
 import json
 import re
 
-import jax
+import made_up
 import numpy as np
 import pytest
 from networks import decibels, images
 
 import jaxq
-from jaxq import retune
 from jaxq.cli import main
 from jaxq.graph.node import is_int8
-from jaxq.plan import tune
 
 X = images(4, 9, 8, 3)
 
@@ -23,13 +21,8 @@ def times(monkeypatch, tmp_path):
     monkeypatch.setenv("JAXQ_CACHE_DIR", str(tmp_path))
 
     def set_times(whole, **by_pattern):
-        def timed(calls, cache):
-            for call in calls.values():
-                jax.block_until_ready(call())
-            return [next((s for p, s in by_pattern.items() if re.match(p, what)), 1e-3) for what in calls]
-
-        monkeypatch.setattr(retune, "timed", timed)
-        monkeypatch.setattr(tune, "fastest", lambda calls, seconds: {name: whole.get(name, 9.0) for name in calls})
+        alone = lambda what: next((s for p, s in by_pattern.items() if re.match(p, what)), 1e-3)  # noqa: E731
+        made_up.set_times(monkeypatch, alone, whole)
 
     return set_times
 

@@ -19,9 +19,22 @@ from jaxq.backends.cpu.library import available, isa, isas, peak, tell_if_missin
 from jaxq.backends.cpu.packing import PackedWeight
 from jaxq.backends.cpu.program import packed_weights
 from jaxq.backends.cpu.regions import gather
+from jaxq.backends.cpu.takes import why_not
 from jaxq.graph.node import Graph, Node
 
-__all__ = ["available", "calibration", "gather", "is_bound", "isa", "isas", "lower", "pack", "peak", "tell_if_missing"]
+__all__ = [
+    "available",
+    "calibration",
+    "gather",
+    "is_bound",
+    "isa",
+    "isas",
+    "lower",
+    "pack",
+    "peak",
+    "tell_if_missing",
+    "why_not",
+]
 
 # Its targets are known to XLA before anything is traced; this costs one dlopen and starts no backend of JAX.
 library.load()

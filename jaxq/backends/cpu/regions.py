@@ -29,10 +29,9 @@ def gather(graph: Graph) -> Graph:
     new: dict[Node, Node] = {}
     regions = {node: nodes for nodes in members.values() if is_worth_a_call(nodes) for node in nodes}
     for node in _ordered(graph, regions):
-        if node in new:
-            continue
         if node in regions:
-            new.update(_region(graph, regions[node], new))
+            if node is regions[node][0]:
+                new.update(_region(graph, regions[node], new))
         else:
             moved = tuple(new[source] for source in node.inputs)
             new[node] = node if moved == node.inputs else node.replace(inputs=moved)

@@ -5,6 +5,7 @@ from math import prod
 from typing import Any
 
 from jaxq.backends.cpu.views import Broadcast
+from jaxq.backends.tactics import XLA, of
 from jaxq.graph.node import ACCUMULATING, Aval, Node
 
 MOVES = frozenset({"reshape", "transpose", "squeeze", "slice", "concatenate", "copy", "stop_gradient", "name"})
@@ -14,6 +15,8 @@ _DTYPES = ("int8", "uint8", "float32")
 
 def why_not(node: Node) -> str | None:
     """Why the kernels do not take a node of the int8 graph, or None."""
+    if of(node) == XLA:
+        return "its tactic is XLA's"
     if not isinstance(node.aval, Aval) or node.aval.dtype.name not in _DTYPES:
         return "its result is neither int8, uint8 nor float32"
     if any(

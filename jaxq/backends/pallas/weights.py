@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from jaxq.backends.cpu.packing import PackedWeight
+from jaxq.backends.tactics import XLA, of
 from jaxq.graph.node import Graph, Node
 from pallas_kernels import shift
 from pallas_kernels.conv import has_narrow_groups
@@ -104,5 +105,6 @@ def _readers(graph: Graph, names: Mapping[Node, str]) -> Iterator[tuple[str, Nod
                     node.op in ("conv", "dot")
                     and node.roles[index] == "weight"
                     and node.inputs[index].aval.dtype == np.int8
+                    and of(node) != XLA
                 )
                 yield name, node if is_weight else None
