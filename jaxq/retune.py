@@ -52,11 +52,11 @@ def flow_of(graph: Graph) -> Flow:
     quantized = [node for node in graph.nodes if precision(node) != "float"]
     nodes = [node for node in quantized if node.op not in ("quantize", "dequantize")]
     read = [(source, node) for node in nodes for source in dict.fromkeys(node.inputs)]
-    inside = set(nodes)
+    inside, movable = set(nodes), [node for node in graph.all_nodes if is_liftable(node)]
     return Flow(
         [node.name for node in nodes],
-        frozenset(node.name for node in graph.all_nodes if is_liftable(node)),
-        frozenset(node.name for node in nodes if is_liftable(node) and node.op in (*ANCHORS, "weight_only_dot")),
+        frozenset(node.name for node in movable),
+        frozenset(node.name for node in movable if node.op in (*ANCHORS, "weight_only_dot")),
         [(source.name, node.name) for source, node in read if source in inside],
         [(source.name, node.name) for source, node in read if source.op == "quantize"],
         {node.name for node in nodes if any(user.op == "dequantize" for user in graph.users[node])},

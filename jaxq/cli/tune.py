@@ -11,9 +11,10 @@ from jaxq.report import Summary
 from jaxq.retune import retune
 
 _MORE = """\
-Every int8 layer is timed alone, and its float form beside it; then whole networks: the plan as it is, the same in
-float, and the mix that keeps in float the layers where int8 loses by more than the borders around it cost. The fastest
-is written to the file that -o names; without it nothing is written.
+Every int8 layer is timed alone, by each kernel that this device has for it, and its float form beside it; then whole
+networks: the plan as it is, the same in float, and the mix that keeps in float the layers where int8 loses by more than
+the borders around it cost. The fastest is written to the file that -o names, with the kernels of its layers where these
+are not the default; without -o nothing is written.
 
 A file holds no float weights of its int8 layers: a layer that goes to float computes on its dequantized weights, as in
 `jaxq bench --against float`. What it gives is nearer to the float model than in int8, and not equal to it. To tune with
@@ -71,25 +72,26 @@ def run(options: argparse.Namespace) -> int:
 def _data(path: str, summary: Summary) -> dict[str, Any]:
     tuning = summary.tuning
     assert tuning is not None
-    precision = {row.name: row.precision for row in summary.nodes}
+    now = {row.name: {"precision": row.precision, "tactic": row.tactic} for row in summary.nodes}
+    nothing = {"precision": None, "tactic": ""}
     layers = [
-        {"name": name, "int8_ms": 1e3 * int8, "float_ms": 1e3 * in_float, "precision": precision.get(name)}
+        {"name": name, "int8_ms": 1e3 * int8, "float_ms": 1e3 * in_float} | now.get(name, nothing)
         for name, (int8, in_float) in tuning.layers.items()
     ]
     networks = {f"{name}_ms": 1e3 * seconds for name, seconds in tuning.seconds.items()}
     return (
         {"file": path, "device": tuning.device, "batch": tuning.batch, "chosen": tuning.chosen}
         | networks
-        | {"layers": layers}
+        | {"layers": layers, "left_out": tuning.failures}
     )
 
 
 def _print(summary: Summary, output: str | None) -> None:
     tuning = summary.tuning
     assert tuning is not None
-    precision = {row.name: row.precision for row in summary.nodes}
+    now = {row.name: f"{row.precision} {row.tactic}".rstrip() for row in summary.nodes}
     rows = [
-        (name, f"{1e3 * int8:.3f}", f"{1e3 * in_float:.3f}", precision.get(name, ""))
+        (name, f"{1e3 * int8:.3f}", f"{1e3 * in_float:.3f}", now.get(name, ""))
         for name, (int8, in_float) in tuning.layers.items()
     ]
     print(table(("layer", "int8 ms", "float ms", "now"), rows))

@@ -98,7 +98,7 @@ def _summary_data(summary: Summary) -> dict[str, Any]:
 def _summary(data: Mapping[str, Any], graph: Graph, tactics: Tactics | None) -> Summary:
     tuning, accuracy = data.get("tuning"), data.get("accuracy")
     return Summary(
-        nodes=rows(graph, tactics and tactics.by_name),
+        nodes=rows(graph, {} if tactics is None else tactics.by_name),
         float_bytes=int(data["float_bytes"]),
         int8_bytes=int(data["int8_bytes"]),
         fixed_because=None if data["fixed_because"] is None else str(data["fixed_because"]),
