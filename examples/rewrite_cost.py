@@ -29,6 +29,7 @@ from jaxq import passes
 from jaxq.config import QuantConfig
 from jaxq.graph.trace import trace
 from jaxq.passes.place import place
+from jaxq.passes.scales import choices_of
 
 WIDTH, NUM_HEADS, NUM_TOKENS = 512, 8, 64
 
@@ -66,7 +67,7 @@ def measure(name: str, fun: Callable[..., Any], params: Any, x: np.ndarray) -> N
     graph = lap(passes.simplify(traced))
     placement = lap(place(graph, config))
     thresholds = {group.name: 1.0 for group in placement.scale_groups}
-    lap(passes.quantize(graph, placement, thresholds, config))
+    lap(passes.quantize(graph, placement, choices_of(placement, thresholds), config))
     laps, total, count = np.diff(ends), ends[-1] - ends[0], len(traced.nodes)
     columns = "".join(f"{seconds:10.2f}" for seconds in (*laps, total))
     print(f"{name:22}{count:8}{columns}{total / count * 1e6:12.0f}", flush=True)

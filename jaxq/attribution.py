@@ -106,7 +106,7 @@ def sensitivity(qmodel: QuantizedModel, batches: Any) -> Sensitivity:
             raise UnsupportedError("batches: are single examples; give each a batch axis")
         samples.add([np.asarray(leaf) for leaf in leaves])
         total += size
-    wanted = total * _PASSES // (len(qmodel.origin.masked.nodes) + 1)
+    wanted = total * _PASSES // (len(qmodel.origin.simulated.nodes) + 1)
     return measure(qmodel.origin, samples.leaves(), max(wanted, _FEWEST))
 
 
@@ -116,14 +116,14 @@ def measure(origin: Origin, leaves: Sequence[np.ndarray], most: int = _MOST) -> 
     Raises:
       UnsupportedError: the function returns no floats.
     """
-    graph, masked = origin.graph, origin.masked
+    graph, simulated = origin.graph, origin.simulated
     floats = [i for i, node in enumerate(graph.outputs) if node.aval.is_float]
     if not floats:
         raise UnsupportedError("the function returns no floats, whose error could be measured")
 
     @jax.jit
-    def run(params: Any, weights: Any, leaves: Any, mask: jax.Array) -> list[jax.Array]:
-        outputs = masked(params, weights, leaves, mask, leading_size(graph, leaves))
+    def run(params: Any, levels: Any, leaves: Any, mask: jax.Array) -> list[jax.Array]:
+        outputs = simulated(params, levels, leaves, leading_size(graph, leaves), mask)
         return [outputs[i].astype(jnp.float32) for i in floats]
 
     @jax.jit
@@ -135,16 +135,16 @@ def measure(origin: Origin, leaves: Sequence[np.ndarray], most: int = _MOST) -> 
         )
         return jnp.array([[jnp.sum(y * y), jnp.sum(error * error)] for y, error in pairs])
 
-    params, weights = jax.device_put((graph.params, masked.weights))
-    count = len(masked.nodes)
+    params, levels = jax.device_put((graph.params, simulated.levels(origin.choices, origin.config)))
+    count = len(simulated.nodes)
     masks = [*np.eye(count, dtype=bool), np.ones(count, bool)]
     total = np.zeros((count + 1, len(floats), 2))
     parts = _parts(graph, leaves, most)
     with tqdm(total=len(parts) * len(masks), desc="measuring layers", unit="layer", disable=None) as bar:
         for part in parts:
-            exact = run(params, weights, part, np.zeros(count, bool))
+            exact = run(params, levels, part, np.zeros(count, bool))
             for i, mask in enumerate(masks):
-                total[i] += squares(exact, run(params, weights, part, mask))
+                total[i] += squares(exact, run(params, levels, part, mask))
                 bar.update()
     return _sensitivity(origin, total, sum(max(leading_size(graph, part), 1) for part in parts))
 
@@ -166,6 +166,6 @@ def _sensitivity(origin: Origin, squares: np.ndarray, num_examples: int) -> Sens
     total = sum(alone) or 1.0
     found = [
         LayerError(node.name, node.op, error, error / total)
-        for node, error in zip(origin.masked.nodes, alone, strict=True)
+        for node, error in zip(origin.simulated.nodes, alone, strict=True)
     ]
     return Sensitivity(tuple(sorted(found, key=lambda row: -row.error)), together, num_examples)

@@ -26,6 +26,7 @@ from jaxq.graph.trace import Traced, trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function
 from jaxq.passes import scales
+from jaxq.passes.choices import Choices
 from jaxq.passes.measure import measure_errors
 from jaxq.passes.place import Placement, place
 from jaxq.plan import tune
@@ -136,8 +137,8 @@ def quantized(
     """The plan of all that can be in int8, but the nodes `in_float`: {name: why}."""
     unseen = calibration.statistics.unseen
     placement = place(network.graph, config, unseen, in_float) if in_float else network.place(config, unseen)
-    thresholds, chosen = _thresholds(network, config, calibration, placement)
-    int8 = verify(passes.quantize(network.graph, placement, thresholds, config), "quantized")
+    choices, chosen = _choices(network, config, calibration, placement)
+    int8 = verify(passes.quantize(network.graph, placement, choices, config), "quantized")
 
     traced = network.traced
     summary = Summary(
@@ -149,20 +150,21 @@ def quantized(
         unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
-    return model_of(plan, int8.params, Origin(network.graph, placement, thresholds, config))
+    return model_of(plan, int8.params, Origin(network.graph, placement, choices, config))
 
 
-def _thresholds(
+def _choices(
     network: Network, config: QuantConfig, calibration: Calibration, placement: Placement
-) -> tuple[dict[str, float], list[str]]:
-    """The threshold of every scale group by its name, and the methods that made them."""
+) -> tuple[Choices, list[str]]:
+    """What the integers of every scale group stand for, and the methods that made their thresholds."""
     methods = scales.methods(placement, config)
     histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
     automatic = [tensor for tensor, method in methods.items() if method == "auto"]
     errors = _errors(network, placement, automatic, calibration, config.percentile)
     sums = scales.measured_sums(network.graph, placement, errors)
     chosen = select(methods, histograms, sums, config.percentile)
-    return {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}, [m for m, _ in chosen.values()]
+    thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
+    return scales.choices_of(placement, thresholds), [method for method, _ in chosen.values()]
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,8 @@ def timed(
     """The times of the layers that are placed in int8, there and in float; at that batch size, or at the first
     calibration batch's."""
     graph = network.graph
-    thresholds, _ = _thresholds(network, config, calibration, placement)
-    apart = passes.quantize(graph, placement, thresholds, config, merging=False)
+    choices, _ = _choices(network, config, calibration, placement)
+    apart = passes.quantize(graph, placement, choices, config, merging=False)
     leaves = zip(graph.inputs, calibration.signature.leaves, strict=True)
     batch = batch or next((leaf.shape[0] for node, leaf in leaves if node.aval.leads_batch), 1)
     cache = TimingCache()

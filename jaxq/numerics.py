@@ -1,7 +1,11 @@
 """quantize, dequantize, epilogue: the only rounding code in jaxq.
 
-    real = scale * q                                        no zero point
-    q = convert(round_half_even(clip(real / scale)))        int8 in [-127, 127], uint8 in [0, 255], NaN becomes 0
+    real = scale * (q - zero_point)
+    q = convert(round_half_even(clip(real / scale + zero_point)))
+
+int8 lies in [-127, 127], uint8 in [0, 255]; NaN becomes 0. Only uint8 values that can be negative have a zero point
+other than 0. The constants below hold it: as sums are of raw integers, bias[c] contains -multiplier[c] * zero_point *
+sum(w[c]), the like for the residual, and the zero point of the output, by which the bounds are moved too.
 
 The epilogue of every accumulating op, in float32 and in this order:
 
@@ -39,6 +43,11 @@ def largest_level(dtype: str) -> int:
     return int(BOUNDS[dtype][1])
 
 
+def zero_point(least: float, scale: float) -> int:
+    """The integer that stands for 0 where 0 stands for the value `least`, not above 0."""
+    return round(-least / scale)
+
+
 def _rounded(product: jax.Array) -> jax.Array:
     return jnp.clip(product, jnp.float32(-LARGEST), jnp.float32(LARGEST))
 
@@ -48,17 +57,46 @@ def _to_integer(y: jax.Array, dtype: str) -> jax.Array:
     return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN).astype(dtype)
 
 
-def quantize(x: jax.Array, multiplier: jax.Array, *, dtype: str) -> jax.Array:
-    """Float `x` to int8 or uint8; `multiplier` is 1 / scale in float32, a scalar or one per last-axis channel."""
+def quantize(x: jax.Array, multiplier: jax.Array, zero_point: jax.Array | None = None, *, dtype: str) -> jax.Array:
+    """Float `x` to int8 or uint8; `multiplier` is 1 / scale in float32, a scalar or one per last-axis channel;
+    `zero_point` a whole float32."""
     y = x.astype(jnp.float32)
     y = jnp.where(jnp.isnan(y), jnp.float32(0), y) * multiplier
+    if zero_point is not None:
+        y = _rounded(y) + zero_point
     lo, hi = BOUNDS[dtype]
     return _to_integer(jnp.clip(y, jnp.float32(lo), jnp.float32(hi)), dtype)
 
 
-def dequantize(q: jax.Array, scale: jax.Array, *, dtype: np.dtype) -> jax.Array:
-    """int8 or uint8 `q` to the float `dtype`: scale * q, computed in float32."""
-    return (q.astype(jnp.float32) * scale).astype(dtype)
+def dequantize(q: jax.Array, scale: jax.Array, zero_point: jax.Array | None = None, *, dtype: np.dtype) -> jax.Array:
+    """int8 or uint8 `q` to the float `dtype`: scale * (q - zero_point), computed in float32."""
+    y = q.astype(jnp.float32)
+    return ((y if zero_point is None else y - zero_point) * scale).astype(dtype)
+
+
+@jax.custom_jvp
+def _round_straight_through(y: jax.Array) -> jax.Array:
+    return lax.round(y, lax.RoundingMethod.TO_NEAREST_EVEN)
+
+
+@_round_straight_through.defjvp
+def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return _round_straight_through(*primals), tangents[0]
+
+
+def fake_quantize(
+    x: jax.Array, scale: jax.Array, zero_point: jax.Array | None = None, *, lowest: float, highest: float
+) -> jax.Array:
+    """Float `x` rounded to the numbers that integers in [lowest, highest] stand for: dequantize(quantize(x)), in float.
+
+    `scale` is a scalar or broadcasts to x. Rounding passes gradients through; what is clipped passes none to x, and to
+    the scale those of its bound (LSQ, arXiv 1902.08153).
+    """
+    y = x.astype(jnp.float32) * (1 / scale)
+    if zero_point is not None:
+        y = y + zero_point
+    q = _round_straight_through(jnp.clip(y, jnp.float32(lowest), jnp.float32(highest)))
+    return ((q if zero_point is None else q - zero_point) * scale).astype(x.dtype)
 
 
 def lookup(q: jax.Array, table: jax.Array) -> jax.Array:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxq import backends
 from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
-from jaxq.passes.masks import Masked
+from jaxq.passes.choices import Choices
 from jaxq.passes.place import Placement
+from jaxq.passes.simulate import Simulated
 from jaxq.plan import ahead, artifact
 from jaxq.plan.ahead import CompiledModel
 from jaxq.plan.plan import Plan
@@ -23,18 +24,18 @@ from jaxq.report import Summary, rows
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """What a plan was made from: the simplified float graph, which nodes of it are quantized, and the thresholds of
-    their scale groups."""
+    """What a plan was made from: the simplified float graph, which nodes of it are quantized, and what was
+    chosen for them."""
 
     graph: Graph
     placement: Placement
-    thresholds: Mapping[str, float]
+    choices: Choices
     config: QuantConfig
 
     @cached_property
-    def masked(self) -> Masked:
-        """The float graph with its quantized nodes under a mask."""
-        return Masked(self.graph, self.placement, self.thresholds, self.config)
+    def simulated(self) -> Simulated:
+        """The float graph that computes with the int8 graph's numbers."""
+        return Simulated(self.graph, self.placement)
 
 
 def model_of(plan: Plan, params: Mapping[str, Any], origin: Origin | None = None) -> "QuantizedModel":

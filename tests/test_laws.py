@@ -20,6 +20,7 @@ from jaxq.passes.lower import lower
 from jaxq.passes.merge import merge
 from jaxq.passes.parameters import name_parameters
 from jaxq.passes.place import place
+from jaxq.passes.scales import choices_of
 from jaxq.plan.plan import Plan
 from jaxq.qmodel import QuantizedModel
 from jaxq.report import Summary, rows
@@ -35,8 +36,8 @@ def rewritten(network: Network) -> SimpleNamespace:
     simple = verify(passes.simplify(traced.graph), "float")
     placement = place(simple, CONFIG)
     thresholds = {group.name: 4.0 for group in placement.scale_groups}
-    lowered = verify(name_parameters(lower(simple, placement, thresholds, CONFIG)), "quantized")
-    merged = verify(passes.quantize(simple, placement, thresholds, CONFIG), "quantized")
+    lowered = verify(name_parameters(lower(simple, placement, choices_of(placement, thresholds), CONFIG)), "quantized")
+    merged = verify(passes.quantize(simple, placement, choices_of(placement, thresholds), CONFIG), "quantized")
     return SimpleNamespace(traced=traced, simple=simple, lowered=lowered, merged=merged)
 
 

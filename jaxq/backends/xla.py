@@ -14,9 +14,8 @@ does so some output channels at a time, whose float weights stay in the caches: 
 4096, where all at once take 21 and float weights 2.4.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import reduce
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -28,6 +27,7 @@ from jax import lax
 from jaxq import numerics
 from jaxq.graph.evaluate import contract, convolve, float_epilogue, matmul, reference
 from jaxq.graph.node import Node
+from jaxq.graph.taps import padded, parts, slices
 
 
 def supports(node: Node) -> str | None:
@@ -87,10 +87,10 @@ def _conv(node: Node, x: jax.Array, weight: jax.Array) -> jax.Array:
         return _convolution(node, x, weight, padding)
 
     def by_tap(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return sum(_grouped_product(part, weight[i], groups) for i, part in _parts(node, x, weight, padding))  # type: ignore[return-value]
+        return sum(_grouped_product(part, weight[i], groups) for i, part in parts(node, x, weight, padding))  # type: ignore[return-value]
 
     def by_patch(x: jax.Array, weight: jax.Array) -> jax.Array:
-        patches = jnp.concatenate([part for _, part in _parts(node, x, weight, padding)], axis=-1)
+        patches = jnp.concatenate([part for _, part in parts(node, x, weight, padding)], axis=-1)
         return contract(patches, weight.reshape(-1, features).T, jnp.int32)
 
     rewritten = by_patch if groups == 1 else by_tap
@@ -172,20 +172,10 @@ def _shifted(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.int8 else lax.bitcast_convert_type(x ^ jnp.uint8(128), jnp.int8)
 
 
-def _pad(node: Node, x: jax.Array, value: int) -> jax.Array:
-    """The input with its padding and dilation written out."""
-    spatial = [
-        (lo, hi, dilation - 1)
-        for (lo, hi), dilation in zip(node.attrs["padding"], node.attrs["lhs_dilation"], strict=True)
-    ]
-    config = [(0, 0, 0), *spatial, (0, 0, 0)]
-    return x if not any(map(any, config)) else lax.pad(x, np.array(value, x.dtype), config)
-
-
 def _convolution(node: Node, x: jax.Array, weight: jax.Array, value: int) -> jax.Array:
     if value:
         rank = len(node.attrs["strides"])
-        x = _pad(node, x, value)
+        x = padded(node, x, value)
         node = node.with_attrs(padding=((0, 0),) * rank, lhs_dilation=(1,) * rank)
     return convolve(node, x, weight, jnp.int32)
 
@@ -209,22 +199,4 @@ def _windowed(
     sizes, strides, dilation = window["window_dimensions"], window["window_strides"], window["window_dilation"]
     config = [(lo, hi, d - 1) for (lo, hi), d in zip(window["padding"], window["base_dilation"], strict=True)]
     x = lax.pad(x, np.array(identity, x.dtype), config)
-    return reduce(combine, (part for _, part in _slices(x, sizes, strides, dilation)))
-
-
-def _parts(node: Node, x: jax.Array, weight: jax.Array, value: int) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """Every tap's index in the kernel and the part of the input that it sees, of the output's spatial shape."""
-    strides, dilation = (1, *node.attrs["strides"], 1), (1, *node.attrs["rhs_dilation"], 1)
-    for index, part in _slices(_pad(node, x, value), (1, *weight.shape[:-2], 1), strides, dilation):
-        yield index[1:-1], part
-
-
-def _slices(
-    x: jax.Array, sizes: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
-) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
-    """For every position within a window of those sizes, what it sees as the window moves over x."""
-    out = [(n - (k - 1) * d - 1) // s + 1 for n, k, d, s in zip(x.shape, sizes, dilation, strides, strict=True)]
-    for index in product(*map(range, sizes)):
-        start = [i * d for i, d in zip(index, dilation, strict=True)]
-        stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, out, strides, strict=True)]
-        yield index, lax.slice(x, start, stop, strides)
+    return reduce(combine, (part for _, part in slices(x, sizes, strides, dilation)))

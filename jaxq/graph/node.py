@@ -93,10 +93,12 @@ class Aval:
 
 @dataclass(frozen=True, eq=False)
 class QType:
-    """What an integer value stands for: real = scale * q. `scale` is a float, or one per last-axis channel."""
+    """What an integer value stands for: real = scale * (q - zero_point). `scale` is a float, or one per last-axis
+    channel; `zero_point` another integer than 0 only of uint8 values that can be negative."""
 
     dtype: str
     scale: float | np.ndarray
+    zero_point: int = 0
 
 
 @dataclass(frozen=True, eq=False)

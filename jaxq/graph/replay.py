@@ -32,9 +32,10 @@ def replay(node: Node) -> Callable[..., Array]:
 def _value(node: Node, operands: Sequence[Array]) -> Array:
     given = dict(zip(node.roles, operands, strict=False))
     if node.op == "quantize":
-        return _quantize(given["x"], given["multiplier"], node.aval.dtype)
+        return _quantize(given["x"], given["multiplier"], given.get("zero_point"), node.aval.dtype)
     if node.op == "dequantize":
-        return (given["x"].astype(np.float32) * given["scale"]).astype(node.aval.dtype)
+        y = given["x"].astype(np.float32) - given.get("zero_point", np.float32(0))
+        return (y * given["scale"]).astype(node.aval.dtype)
     if node.op == "table":
         return _lookup(given["x"], given["table"])
     if "multiplier" in given:
@@ -53,9 +54,11 @@ def _integers(y: Array, dtype: str) -> Array:
     return np.rint(np.where(np.isnan(y), np.float32(0), y)).astype(dtype)
 
 
-def _quantize(x: Array, multiplier: Array, dtype: np.dtype) -> Array:
+def _quantize(x: Array, multiplier: Array, zero_point: Array | None, dtype: np.dtype) -> Array:
     y = x.astype(np.float32)
     y = np.where(np.isnan(y), np.float32(0), y) * multiplier
+    if zero_point is not None:
+        y = np.clip(y, np.float32(-LARGEST), np.float32(LARGEST)) + zero_point
     lo, hi = BOUNDS[dtype.name]
     return _integers(np.clip(y, np.float32(lo), np.float32(hi)), dtype.name)
 

@@ -96,6 +96,24 @@ def _bad_scale(node: Node) -> bool:
     return np.ndim(scale) > 1 or not np.all(np.isfinite(scale) & (np.asarray(scale) > 0))
 
 
+def _bad_zero_point(node: Node) -> bool:
+    """A zero point is one of uint8. A border of values that have one takes it as an operand."""
+    zero_point = 0 if node.qtype is None else node.qtype.zero_point
+    if not isinstance(zero_point, int) or not 0 <= zero_point <= (255 if node.aval.dtype == np.uint8 else 0):
+        return True
+    return node.op == "quantize" and _zero_operand(node) != zero_point
+
+
+def _bad_dequantize(node: Node) -> bool:
+    qtype = node.operand("x").qtype if node.op == "dequantize" else None
+    return qtype is not None and _zero_operand(node) != qtype.zero_point
+
+
+def _zero_operand(node: Node) -> float:
+    zero_point = node.get("zero_point")
+    return 0.0 if zero_point is None else float(zero_point.value) if zero_point.op == "const" else np.nan
+
+
 def _mixed_weight(node: Node) -> bool:
     if node.op not in WEIGHTED:
         return False
@@ -124,5 +142,7 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
         (_bad_table, "has a table that is not 256 entries of its dtype"),
         (_unscaled, "makes integers of unknown scale"),
         (_bad_scale, "has a scale that is no positive number, or is of another dtype"),
+        (lambda node: node.qtype is not None and _bad_zero_point(node), "has a zero point that its dtype does not"),
+        (_bad_dequantize, "takes another zero point than its operand has"),
     ),
 }

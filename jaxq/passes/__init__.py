@@ -6,12 +6,11 @@ int8 graph      place -> lower -> tables -> merge     place decides, lower compu
 Each pass goes through the bodies of scan, while and cond too.
 """
 
-from collections.abc import Mapping
-
 from jaxq.config import QuantConfig
 from jaxq.graph.node import Graph
 from jaxq.graph.rewrite import rewrite
 from jaxq.passes import canonical, fold, fuse, layout, products, rows, tables
+from jaxq.passes.choices import Choices
 from jaxq.passes.constants import fold_constants
 from jaxq.passes.elementwise import collapse
 from jaxq.passes.lower import lower
@@ -30,9 +29,9 @@ def simplify(graph: Graph) -> Graph:
 
 
 def quantize(
-    graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig, *, merging: bool = True
+    graph: Graph, placement: Placement, choices: Choices, config: QuantConfig, *, merging: bool = True
 ) -> Graph:
-    """A simplified, placed float graph to the int8 graph; `thresholds` by scale group name. Without `merging` parallel
-    layers stay apart, and each node has the name of the float node that it was."""
-    graph = rewrite(lower(graph, placement, thresholds, config), tables.RULES)
+    """A simplified, placed float graph to the int8 graph. Without `merging` parallel layers stay apart, and each node
+    has the name of the float node that it was."""
+    graph = rewrite(lower(graph, placement, choices, config), tables.RULES)
     return name_parameters(merge(graph) if merging else graph)

@@ -31,6 +31,9 @@ OPS = frozenset(f"{_UNARY} {_BINARY} {_OTHER}".split())
 # Slopes are measured over an eighth: in bfloat16 the numbers at the grid's ends lie that far apart.
 _RUN = 16
 
+# So many points of the grid are two units of x.
+_END = 256
+
 # Where functions are compared and their slopes measured; beyond it they are taken to go on as they do.
 _GRID = np.linspace(-16.0, 16.0, 4097, dtype=np.float32)
 
@@ -128,7 +131,7 @@ def _body(end: Node, root: Node) -> Graph:
 def _function(end: Node, x: Node, body: Graph) -> Node:
     grid = _GRID.astype(body.inputs[0].aval.dtype)
     y = np.asarray(apply(body, grid), np.float32)
-    attrs = {"body": body, "word": _word(body, y), "steepness": _steepness(y)}
+    attrs = {"body": body, "word": _word(body, y), "steepness": _steepness(y), "least": _least(y)}
     return end.replace(op="elementwise", attrs=attrs).with_operands({"x": x})
 
 
@@ -138,6 +141,15 @@ def _steepness(y: np.ndarray) -> float:
         return np.inf
     rises = np.abs(np.diff(y[::_RUN].astype(np.float64)))
     return float(np.max(rises) / max(np.mean(rises), np.finfo(np.float32).tiny))
+
+
+def _least(y: np.ndarray) -> float:
+    """The least value of f, of its values on the grid, where that is negative, f flat at one end, and far higher at the
+    other: gelu, silu, elu, ...; -inf for any other f."""
+    least, most = float(np.min(y)), float(np.max(y))
+    ends = (abs(float(y[0] - y[_END])), abs(float(y[-1] - y[-1 - _END])))
+    is_skewed = least < 0 and most > 4 * -least and min(ends) <= 0.01 * most
+    return least if is_skewed and np.isfinite(most) else -np.inf
 
 
 @functools.cache

@@ -7,10 +7,14 @@ With x = s_x * q_x and w[c] = s_w[c] * q_w[c], an accumulating op with scale[c],
 clipped to [max(lo / s_y, smallest level), min(hi / s_y, largest level)]; of two values the second one's scale stands
 for s_w. A float output has s_y = 1 and no levels. An elementwise function f of x is the table of f(s_x * q) / s_y for
 every q; in float it is the ops it was made of.
+
+Where x = s_x * (q_x - z_x), the sum of q_x * q_w[c] is z_x * sum(q_w[c]) too large, which goes into the bias, as does
+z_r; the bounds and the bias are moved by z_y. Where each channel k of x has a scale s_x[k] of its own, q_w is that of
+w[k, c] * s_x[k] / s_x, with s_x the largest of them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,23 +22,24 @@ import numpy as np
 from jaxq import numerics
 from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, LAYOUT, WEIGHTED, Aval, Graph, Names, Node, QType, constant
+from jaxq.passes.choices import Choices
 from jaxq.passes.elementwise import apply, expand
-from jaxq.passes.place import Placement
+from jaxq.passes.place import Placement, terms
 
 
-def lower(graph: Graph, placement: Placement, thresholds: Mapping[str, float], config: QuantConfig) -> Graph:
+def lower(graph: Graph, placement: Placement, choices: Choices, config: QuantConfig) -> Graph:
     """The int8 graph.
 
     Args:
       graph: the folded and fused float graph.
       placement: of its nodes.
-      thresholds: for every scale group's name the largest magnitude that its scale covers.
-      config: how weights are quantized.
+      choices: the scales of its groups.
+      config: how the weights are quantized that `choices` does not hold.
     """
     names = Names()
     for node in graph.all_nodes:
         names.unique(node.name)
-    return _Lowering(placement, thresholds, config, names).run(graph)
+    return _Lowering(placement, choices, config, names).run(graph)
 
 
 @dataclass
@@ -42,7 +47,7 @@ class _Lowering:
     """Every float node's counterparts: `as_float` and `as_int` make the border where only the other exists."""
 
     placement: Placement
-    thresholds: Mapping[str, float]
+    choices: Choices
     config: QuantConfig
     names: Names
     floats: dict[Node, Node] = field(default_factory=dict)
@@ -74,32 +79,29 @@ class _Lowering:
         group = self.placement.groups[node]
         if group.exact:
             return QType(group.dtype, 1.0)
-        return QType(group.dtype, self.thresholds[group.name] / numerics.largest_level(group.dtype))
+        return self.choices.qtypes[group.name]
 
     def as_float(self, node: Node) -> Node:
         if node not in self.floats:
             source = self.ints[node]
             assert source.qtype is not None
-            scale = constant(np.float32(source.qtype.scale))
-            self.floats[node] = Node(
-                "dequantize",
-                (source, scale),
-                {},
-                node.aval,
-                f"{node.name}/dequantize",
-                ("x", "scale"),
-                scope=node.scope,
+            name = f"{node.name}/dequantize"
+            border = Node("dequantize", (), {}, node.aval, name, scope=node.scope)
+            scale = constant(np.asarray(source.qtype.scale, np.float32), f"{name}/scale")
+            self.floats[node] = border.with_operands(
+                {"x": source, "scale": scale, "zero_point": zero_point(source.qtype)}
             )
         return self.floats[node]
 
     def as_int(self, node: Node) -> Node:
         if node not in self.ints:
             qtype = self.qtype(node)
-            multiplier = constant(np.float32(1.0 / qtype.scale))
-            aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
-            inputs = (self.floats[node], multiplier)
             name = f"{node.name}/quantize"
-            self.ints[node] = Node("quantize", inputs, {}, aval, name, ("x", "multiplier"), qtype, node.scope)
+            aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
+            border = Node("quantize", (), {}, aval, name, qtype=qtype, scope=node.scope)
+            multiplier = constant(np.asarray(1.0 / np.asarray(qtype.scale), np.float32), f"{name}/multiplier")
+            x = self.floats[node]
+            self.ints[node] = border.with_operands({"x": x, "multiplier": multiplier, "zero_point": zero_point(qtype)})
         return self.ints[node]
 
     def _float(self, node: Node) -> Node:
@@ -122,16 +124,17 @@ class _Lowering:
         x, qtype = self.as_int(node.operand("x")), self.qtype(node)
         assert x.qtype is not None
         body = node.attrs["body"]
-        real = numerics.levels(x.qtype.dtype).astype(np.float32) * np.float32(x.qtype.scale)
-        values = apply(body, real.astype(body.inputs[0].aval.dtype))
-        entries = numerics.quantize(values, jnp.float32(1.0 / qtype.scale), dtype=qtype.dtype)
+        levels = numerics.levels(x.qtype.dtype).astype(np.float32) - np.float32(x.qtype.zero_point)
+        values = apply(body, (levels * np.float32(x.qtype.scale)).astype(body.inputs[0].aval.dtype))
+        multiplier, zero = jnp.float32(1.0 / qtype.scale), jnp.float32(qtype.zero_point)
+        entries = numerics.quantize(values, multiplier, zero, dtype=qtype.dtype)
         table = constant(np.asarray(entries), f"{node.name}/table")
         aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
         attrs = {"word": node.attrs["word"]}
         return node.replace(op="table", attrs=attrs, aval=aval, qtype=qtype).with_operands({"x": x, "table": table})
 
     def _body(self, body: Graph) -> Graph:
-        return _Lowering(self.placement, self.thresholds, self.config, self.names).run(body)
+        return _Lowering(self.placement, self.choices, self.config, self.names).run(body)
 
     def _layout(self, node: Node) -> Node:
         """The same movement of integers; a conversion between float dtypes moves nothing."""
@@ -141,7 +144,7 @@ class _Lowering:
         qtype = self.qtype(node)
         aval = Aval(node.aval.shape, np.dtype(qtype.dtype))
         if node.op == "pad":
-            inputs: tuple[Node, ...] = (x, constant(np.zeros((), qtype.dtype)))
+            inputs: tuple[Node, ...] = (x, constant(np.array(qtype.zero_point, qtype.dtype)))
         elif node.op in ("dynamic_slice", "gather"):
             inputs = (x, *(self.as_float(index) for index in node.inputs[1:]))
         else:
@@ -152,51 +155,56 @@ class _Lowering:
         """As integers where it exists so, or where the output does; a residual between float values stays float."""
         if residual.is_constant:
             return residual
-        only_int = residual in self.ints and residual not in self.floats
-        return self.as_int(residual) if only_int or node in self.placement.groups else self.as_float(residual)
+        groups, int8 = self.placement.groups, self.placement.int8
+        as_int = node in groups or (residual in int8 and residual in groups)
+        return self.as_int(residual) if as_int else self.as_float(residual)
 
     def _accumulating(self, node: Node) -> Node:
         channels = node.aval.shape[-1]
-        x = self.as_int(node.operand("x"))
+        padded, x = self._padded(node, self.as_int(node.operand("x")))
         qtype = self.qtype(node) if node in self.placement.groups else None
         scale_out = qtype.scale if qtype else 1.0
         smallest, largest = numerics.BOUNDS[qtype.dtype] if qtype else (-np.inf, np.inf)
+        zero_out = qtype.zero_point if qtype else 0
+        assert x.qtype is not None
 
-        multiplier = np.full(channels, x.qtype.scale / scale_out, np.float64)  # type: ignore[union-attr]
-        weight = None
         if node.op in WEIGHTED:
-            weight, scale_weight = self._weight(node)
-            multiplier = multiplier * scale_weight
+            weight, scale_weight = self._weight(node, x.qtype)
+            multiplier = np.max(x.qtype.scale) * scale_weight / scale_out
+            levels = np.sum(
+                weight.value, axis=1 if node.op == "dot" else tuple(range(weight.value.ndim - 1)), dtype=int
+            )
+        else:
+            weight = None
+            multiplier = np.broadcast_to(x.qtype.scale / np.asarray(scale_out, np.float64), channels)
+            levels = terms(node)
         y = None
         if (other := node.get("y")) is not None:
             y = self.as_int(other)
             multiplier = multiplier * y.qtype.scale  # type: ignore[union-attr]
         if (scale := node.get("scale")) is not None:
             multiplier = multiplier * scale.value
-        bias_node = node.get("bias")
-        bias = np.zeros(channels) if bias_node is None else bias_node.value.astype(np.float64) / scale_out
-        lo, hi = np.clip([node.attrs["lo"] / scale_out, node.attrs["hi"] / scale_out], smallest, largest)
+        bias = self._bias(node) / scale_out + zero_out
+        if x.qtype.zero_point:
+            bias = bias - multiplier * x.qtype.zero_point * levels
+        operands: dict[str, Node | None] = {"x": x, "weight": weight, "y": y}
+        residual, residual_multiplier = None, None
+        if (shortcut := node.get("residual")) is not None:
+            residual = self._residual(node, shortcut)
+            of = residual.qtype or QType("int8", 1.0)
+            residual_multiplier = constant(np.float32(of.scale / scale_out))
+            bias = bias - of.scale / scale_out * of.zero_point
 
         def vector(value: np.ndarray | float, role: str) -> Node:
             return constant(np.broadcast_to(np.asarray(value, np.float32), (channels,)).copy(), f"{node.name}/{role}")
 
-        operands: dict[str, Node | None] = {
-            "x": x,
-            "weight": weight,
-            "y": y,
-            "multiplier": vector(multiplier, "multiplier"),
-            "bias": vector(bias, "bias"),
-            "lo": vector(lo, "lo"),
-            "hi": vector(hi, "hi"),
-        }
-        if (shortcut := node.get("residual")) is not None:
-            residual = self._residual(node, shortcut)
-            scale_residual = residual.qtype.scale if residual.qtype else 1.0
-            operands["residual"] = residual
-            operands["residual_multiplier"] = constant(np.float32(scale_residual / scale_out))
+        lo, hi = (np.clip(node.attrs[end] / scale_out + zero_out, smallest, largest) for end in ("lo", "hi"))
+        vectors = {"multiplier": multiplier, "bias": bias, "lo": lo, "hi": hi}
+        operands |= {role: vector(value, role) for role, value in vectors.items()}
+        operands |= {"residual": residual, "residual_multiplier": residual_multiplier}
         dtype = np.dtype(qtype.dtype) if qtype else node.aval.dtype
         words = self._weight_words(node) + fused_words(node) + (("requantize",) if qtype else ())
-        return node.with_operands(operands, aval=Aval(node.aval.shape, dtype), qtype=qtype, fused=words)
+        return padded.with_operands(operands, aval=Aval(node.aval.shape, dtype), qtype=qtype, fused=words)
 
     def _weight_only(self, node: Node) -> Node:
         how = self.config.for_weights(node.name)
@@ -220,14 +228,44 @@ class _Lowering:
         is_int4 = node.op in WEIGHTED and self.config.for_weights(node.name).weight_bits == 4
         return (INT4_WEIGHT,) if is_int4 else ()
 
-    def _weight(self, node: Node) -> tuple[Node, np.ndarray]:
-        weight, scale = quantized_weight(node, self.config)
+    def _padded(self, node: Node, x: Node) -> tuple[Node, Node]:
+        """The node and its input; padded beforehand where a real zero is another integer than 0."""
+        assert x.qtype is not None
+        if node.op != "conv" or not x.qtype.zero_point or not any(map(any, node.attrs["padding"])):
+            return node, x
+        rank, dilation = len(node.attrs["padding"]), node.attrs["lhs_dilation"]
+        spatial = ((lo, hi, d - 1) for (lo, hi), d in zip(node.attrs["padding"], dilation, strict=True))
+        config = ((0, 0, 0), *spatial, (0, 0, 0))
+        n, *sizes, c = x.aval.shape
+        dilated = ((size - 1) * d + 1 for size, d in zip(sizes, dilation, strict=True))
+        sizes = [low + size + high for size, (low, high) in zip(dilated, node.attrs["padding"], strict=True)]
+        inputs = (x, constant(np.array(x.qtype.zero_point, np.uint8)))
+        aval, name = Aval((n, *sizes, c), x.aval.dtype), f"{node.name}/pad"
+        padded = Node("pad", inputs, {"padding_config": config}, aval, name, qtype=x.qtype, scope=node.scope)
+        return node.with_attrs(padding=((0, 0),) * rank, lhs_dilation=(1,) * rank), padded
+
+    def _bias(self, node: Node) -> np.ndarray:
+        bias = node.get("bias")
+        given = np.zeros(node.aval.shape[-1]) if bias is None else bias.value.astype(np.float64)
+        return given + self.choices.biases.get(node.name, 0.0)
+
+    def _weight(self, node: Node, x: QType) -> tuple[Node, np.ndarray]:
+        chosen = self.choices.weights.get(node.name)
+        weight, scale = quantized_weight(node, self.config, x.scale) if chosen is None else chosen
         return constant(weight, f"{node.name}/weight").replace(qtype=QType("int8", scale)), scale
 
 
-def quantized_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The weight of a float conv or dot in int8, in the op's own layout, and its scales, float64, one a channel."""
-    value = node.operand("weight").value
+def zero_point(qtype: QType) -> Node | None:
+    """The operand of a border between floats and such integers, where they have a zero point."""
+    return constant(np.float32(qtype.zero_point)) if qtype.zero_point else None
+
+
+def quantized_weight(
+    node: Node, config: QuantConfig, scale_x: float | np.ndarray = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of a float conv or dot in int8, in the op's own layout, and its scales, float64, one a channel; by an
+    input whose channels may have scales of their own."""
+    value = scaled_weight(node, node.operand("weight").value, scale_x)
     by_channel = value if node.op == "conv" else value.T
     how = config.for_weights(node.name)
     quantized, scale = numerics.quantize_weight(
@@ -243,6 +281,17 @@ def grouped_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndar
     """The weight of a weight-only dot as int8 levels (N, K), and their float32 scale (N, groups)."""
     how, value = config.for_weights(node.name), np.asarray(node.operand("weight").value, np.float32)
     return numerics.quantize_groups(value, group_size=how.group_size, method=how.weight_method, bits=how.weight_bits)
+
+
+def scaled_weight(node: Node, weight: Any, scale_x: Any) -> Any:
+    """The weight of a conv or dot by the scale of each channel of its input relative to the largest."""
+    if np.ndim(scale_x) == 0:
+        return weight
+    relative = scale_x / scale_x.max()
+    if node.op == "dot":
+        return weight * relative
+    groups, features = node.attrs["groups"], weight.shape[-1]
+    return weight * relative.reshape(groups, -1).T.repeat(features // groups, axis=1)
 
 
 # What is fused into an int8 conv or dot whose weights have 4 bits.

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxq import numerics
@@ -62,7 +63,8 @@ def _measure(
     run = jax.jit(_measuring(graph, placement, candidates_of.keys(), kernels))
     params = jax.device_put(graph.params)
     scales = {
-        group.name: np.array(thresholds, np.float32) / np.float32(numerics.largest_level(group.dtype))
+        group.name: np.asarray(np.array(thresholds) - group.least, np.float32)
+        / np.float32(numerics.largest_level(group.dtype))
         for group, thresholds in candidates_of.items()
     }
     squares: dict[_Pair, Any] = defaultdict(float)  # of the exact results and of all errors, over the examples
@@ -93,7 +95,10 @@ def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup
         errors: dict[_Pair, list[jax.Array]] = defaultdict(list)
 
         def trials(group: ScaleGroup, x: jax.Array) -> jax.Array:
-            return kernels.trials(x, scales[group.name], group.dtype)
+            if not group.least:
+                return kernels.trials(x, scales[group.name], group.dtype)
+            least = jnp.float32(group.least)  # the zero point, not rounded to an integer
+            return kernels.trials(x.astype(jnp.float32) - least, scales[group.name], group.dtype) + least
 
         def lower(node: Node) -> Callable[..., Any]:
             run = reference(node)

@@ -34,12 +34,14 @@ _FLEXIBLE = (ACCUMULATING - ANCHORS.keys()) | LAYOUT | {"elementwise"}
 class ScaleGroup:
     """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
     order names the group. `exact`: they are bytes that the function itself made floats of; their scale is 1. `in_body`:
-    they stand in the body of a scan, while or cond."""
+    they stand in the body of a scan, while or cond. `least`: where they can be negative and are uint8, with a zero
+    point, no value is less."""
 
     sources: tuple[Node, ...]
     dtype: str
     exact: bool = False
     in_body: bool = False
+    least: float = 0.0
 
     @property
     def name(self) -> str:
@@ -209,11 +211,11 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
     if node.op == "reduce_window_max" and sees_padding_alone(node):
         return "a window of it may lie in the padding alone"
     if node.op in ACCUMULATING:
-        terms, limit = _terms(node), numerics.max_terms(_LARGEST_TERM.get(node.op, 255))
-        if not isinstance(terms, int):
+        count, limit = terms(node), numerics.max_terms(_LARGEST_TERM.get(node.op, 255))
+        if not isinstance(count, int):
             return "it sums over the batch"
-        if terms > limit:
-            return f"a sum of {terms} terms overflows an int32 accumulator (at most {limit})"
+        if count > limit:
+            return f"a sum of {count} terms overflows an int32 accumulator (at most {limit})"
     return None
 
 
@@ -221,8 +223,8 @@ def _why_not(node: Node, config: QuantConfig) -> str | None:
 _LARGEST_TERM = {"conv": 255 * 127, "dot": 255 * 127, "matmul": 255 * 255, "product": 255 * 255}
 
 
-def _terms(node: Node) -> Any:
-    """How many products, or values, one accumulator sums."""
+def terms(node: Node) -> Any:
+    """How many products, or values, one accumulator of the accumulating op sums."""
     if node.op in ("conv", "dot"):
         shape = node.operand("weight").aval.shape
         return prod(shape[:-1]) if node.op == "conv" else shape[1]
@@ -233,7 +235,7 @@ def _terms(node: Node) -> Any:
     return prod(node.attrs["window"]["window_dimensions"]) if node.op == "window_sum" else 1
 
 
-def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool) -> dict[Node, ScaleGroup]:
+def _groups(graph: Graph, int8: Collection[Node], wanted: set[Node], in_body: bool) -> dict[Node, ScaleGroup]:
     parent = {node: node for node in graph.nodes if node in wanted}
 
     def root(node: Node) -> Node:
@@ -254,7 +256,27 @@ def _groups(graph: Graph, int8: Iterable[Node], wanted: set[Node], in_body: bool
     for group in members.values():
         sources = [node for node in group if reads_bytes(node) or not (node in int8 and node.op in LAYOUT)]
         sources.sort(key=order.__getitem__)
-        dtype = "uint8" if all(source in positive for source in sources) else "int8"
+        least = 0.0 if all(source in positive for source in sources) else _least(graph, int8, group, sources)
         exact = all(reads_bytes(source) for source in sources)
-        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body)))
+        dtype = "uint8" if np.isfinite(least) else "int8"
+        least = least if np.isfinite(least) else 0.0
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body, least)))
     return groups
+
+
+def _least(graph: Graph, int8: Collection[Node], group: Iterable[Node], sources: Iterable[Node]) -> float:
+    """The least value in a group that is worth a zero point, -inf for other groups. Its sources are skewed functions,
+    which int8 has as tables, and all that read it take a zero point."""
+    if not all(source in int8 and source.op == "elementwise" for source in sources):
+        return -np.inf
+    if not all(_takes_zero_point(user, node) for node in group for user in graph.users[node]):
+        return -np.inf
+    return float(min(source.attrs["least"] for source in sources))
+
+
+def _takes_zero_point(user: Node, node: Node) -> bool:
+    """Whether what the user makes of the node's raw integers is off by a constant of each channel only. (A float user
+    reads them dequantized.)"""
+    if user.op in ("matmul", "product"):
+        return node not in (user.operand("x"), user.operand("y"))
+    return user.op != "window_sum" or not any(map(any, user.attrs["window"]["padding"]))

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
+from jaxq import numerics
 from jaxq.calibration.histogram import Histogram, merge
 from jaxq.calibration.select import Errors, Sums, Tensor, sums
 from jaxq.config import QuantConfig
 from jaxq.errors import CalibrationError
-from jaxq.graph.node import ANCHORS, CONTROL, LAYOUT, Aval, Graph, Node
+from jaxq.graph.node import ANCHORS, CONTROL, LAYOUT, Aval, Graph, Node, QType
+from jaxq.passes.choices import Choices
 from jaxq.passes.place import Placement, ScaleGroup, data_inputs
 
 # Layout ops whose result holds all values of their operands and no others.
@@ -22,6 +24,18 @@ _SAME_VALUES = frozenset(
 def tensor_of(group: ScaleGroup) -> Tensor:
     """The group by names."""
     return Tensor(tuple(source.name for source in group.sources), group.dtype, not group.in_body)
+
+
+def qtype_of(group: ScaleGroup, threshold: float) -> QType:
+    """What the group's integers stand for, where the largest magnitude that they cover is the threshold."""
+    least = max(group.least, -threshold)
+    scale = (threshold - least) / numerics.largest_level(group.dtype)
+    return QType(group.dtype, scale, numerics.zero_point(least, scale))
+
+
+def choices_of(placement: Placement, thresholds: Mapping[str, float]) -> Choices:
+    """By the threshold of every scale group's name."""
+    return Choices({group.name: qtype_of(group, thresholds[group.name]) for group in placement.scale_groups})
 
 
 def methods(placement: Placement, config: QuantConfig) -> dict[Tensor, str]:

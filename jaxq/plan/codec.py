@@ -191,7 +191,8 @@ class _Encoder:
         if isinstance(value, Aval):
             return {"$aval": [self.value(value.shape), value.dtype.name]}
         if isinstance(value, QType):
-            return {"$qtype": [value.dtype, self.value(value.scale)]}
+            zero_point = [value.zero_point] if value.zero_point else []
+            return {"$qtype": [value.dtype, self.value(value.scale), *zero_point]}
         if isinstance(value, Graph):
             return {"$graph": self.graph(value)}
         if isinstance(value, Mapping):
@@ -256,7 +257,7 @@ class _Decoder:
             case "$aval":
                 return Aval(self.value(data[0]), jax.numpy.dtype(data[1]))
             case "$qtype":
-                return QType(data[0], self.value(data[1]))
+                return QType(data[0], self.value(data[1]), *data[2:])
             case "$graph":
                 return self.graph(data)
             case "$map":

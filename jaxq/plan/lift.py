@@ -27,8 +27,9 @@ from jaxq.graph.evaluate import float_weight
 from jaxq.graph.node import WEIGHTED, Aval, Graph, Names, Node, constant, is_int8
 from jaxq.graph.trace import trace
 from jaxq.passes.elementwise import WORDS
-from jaxq.passes.lower import fused_words
+from jaxq.passes.lower import fused_words, zero_point
 from jaxq.passes.parameters import name_parameters
+from jaxq.passes.place import terms
 
 Function = Callable[[Any], Any]
 
@@ -90,10 +91,10 @@ class _Lifting:
         if node not in self.same:
             assert node.qtype is not None
             name = node.name if node.op == "quantize" else self.names.unique(f"{node.name}/quantize")
-            multiplier = constant(np.float32(1.0 / np.asarray(node.qtype.scale)), f"{name}/multiplier")
-            inputs = (self.real[node], multiplier)
-            border = Node("quantize", inputs, {}, node.aval, name, ("x", "multiplier"), node.qtype, node.scope)
-            self.same[node] = border
+            multiplier = constant(np.asarray(1.0 / np.asarray(node.qtype.scale), np.float32), f"{name}/multiplier")
+            border = Node("quantize", (), {}, node.aval, name, qtype=node.qtype, scope=node.scope)
+            operands = {"x": self.real[node], "multiplier": multiplier, "zero_point": zero_point(node.qtype)}
+            self.same[node] = border.with_operands(operands)
         return self.same[node]
 
     def as_real(self, node: Node) -> Node:
@@ -103,8 +104,9 @@ class _Lifting:
             name = self.names.unique(f"{node.name}/dequantize")
             scale = constant(np.asarray(node.qtype.scale, np.float32), f"{name}/scale")
             aval = Aval(node.aval.shape, _FLOAT32)
-            inputs = (self.as_same(node), scale)
-            self.real[node] = Node("dequantize", inputs, {}, aval, name, ("x", "scale"), scope=node.scope)
+            border = Node("dequantize", (), {}, aval, name, scope=node.scope)
+            operands = {"x": self.as_same(node), "scale": scale, "zero_point": zero_point(node.qtype)}
+            self.real[node] = border.with_operands(operands)
         return self.real[node]
 
     def cast(self, node: Node, dtype: np.dtype) -> Node:
@@ -156,7 +158,7 @@ class _Lifting:
         else:
             operands["y"] = None if other is None else self.as_real(other)
             operands["scale"] = None if _is_one(factor) else self.vector(factor, node, "scale")
-        operands["bias"] = self.vector(_constant(node, "bias") * s, node, "bias")
+        operands["bias"] = self.vector((_constant(node, "bias") + _zero_points(node)) * s, node, "bias")
         if (residual := node.get("residual")) is not None:
             factor = _constant(node, "residual_multiplier") * s / _scale(residual)
             operands["residual"] = self.times(node, self.as_real(residual), factor)
@@ -211,6 +213,22 @@ def _constant(node: Node, role: str) -> np.ndarray:
     return np.asarray(node.operand(role).value, np.float64)
 
 
+def _zero_point(node: Node | None) -> int:
+    return 0 if node is None or node.qtype is None else node.qtype.zero_point
+
+
+def _zero_points(node: Node) -> Any:
+    """What the node's bias holds less than that of real numbers, for the zero points (`passes/lower.py`)."""
+    total: Any = 0 if node.get("table") is not None else -_zero_point(node)
+    if x := _zero_point(node.operand("x")):
+        weight = node.get("weight")
+        summed = (1,) if node.op == "dot" else tuple(range(len(node.aval.shape) - 1))
+        levels = terms(node) if weight is None else np.sum(weight.value, summed, dtype=np.int64)
+        total = total + _constant(node, "multiplier") * x * levels
+    residual = node.get("residual")
+    return total + (_zero_point(residual) * _constant(node, "residual_multiplier") if residual is not None else 0)
+
+
 def _weight(node: Node) -> np.ndarray:
     weight = node.operand("weight")
     return np.asarray(weight.value, np.float64) * _per_feature(node, np.asarray(_scale(weight)))
@@ -239,8 +257,9 @@ def _bounds(node: Node, s: Any) -> tuple[np.ndarray, np.ndarray]:
     """The activation's by channel; infinite where there is none, as the integers' own bounds stand in its place."""
     clips = bool({"relu6", "clip"} & {*node.fused})
     infinite = np.full(node.aval.shape[-1:], np.inf)
-    lo = _constant(node, "lo") * s if clips or "relu" in node.fused else -infinite
-    return lo, _constant(node, "hi") * s if clips else infinite
+    zero = 0 if node.get("table") is not None else _zero_point(node)
+    lo = (_constant(node, "lo") - zero) * s if clips or "relu" in node.fused else -infinite
+    return lo, (_constant(node, "hi") - zero) * s if clips else infinite
 
 
 # ----------------------------------------------------------------------------------------------------------- functions
@@ -256,13 +275,14 @@ def _function(node: Node) -> Function | None:
         word, dtype, scale = node.fused[-2], "int8", _unit(node)
     table, step = np.asarray(node.operand("table").value), float(_scale(node))
     with jax.ensure_compile_time_eval():
-        return None if scale is None else named(word, numerics.levels(dtype) * scale, table, step)
+        levels = numerics.levels(dtype) - (_zero_point(x) if node.op == "table" else 0)
+        return None if scale is None else named(word, levels * scale, table, step, _zero_point(node))
 
 
-def named(word: str, x: np.ndarray, table: np.ndarray, step: float) -> Function | None:
+def named(word: str, x: np.ndarray, table: np.ndarray, step: float, zero_point: int = 0) -> Function | None:
     """factor * f(x) or factor * f(-x), f the word's function, if it is within a step of the table's values at the 256
     real numbers x; None for any other."""
-    y = table * step
+    y = (table.astype(np.int32) - zero_point) * step
     inside = np.abs(table.astype(np.int32)) < numerics.largest_level(table.dtype.name)  # the others may be cut off
     if word == "leaky_relu":
         slopes = [_fit(x[part], y[part]) for part in (inside & (x < 0), inside & (x >= 0))]

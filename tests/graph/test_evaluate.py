@@ -12,6 +12,7 @@ from jaxq.graph.primitives import BY_NAME, TABLE
 from jaxq.graph.trace import trace
 from jaxq.passes.lower import lower
 from jaxq.passes.place import place
+from jaxq.passes.scales import choices_of
 
 
 def values_of(graph, x):
@@ -39,7 +40,7 @@ def int8_values(small_cnn):
     for node, value in values_of(bound, small_cnn.x).items():
         if (group := by_name.get(node.name)) is not None:
             largest[group] = max(largest[group], float(np.max(np.abs(value))))
-    int8 = lower(graph, placement, largest, QuantConfig()).bind(len(small_cnn.x))
+    int8 = lower(graph, placement, choices_of(placement, largest), QuantConfig()).bind(len(small_cnn.x))
     values = {n: n.value for n in int8.nodes if n.is_constant} | values_of(int8, small_cnn.x)
     return int8, {node.name: node for node in bound.nodes if "lo" in node.attrs}, values
 

@@ -19,6 +19,7 @@ from jaxq.models import as_function
 from jaxq.passes.lower import lower
 from jaxq.passes.merge import merge
 from jaxq.passes.place import place
+from jaxq.passes.scales import choices_of
 
 X = images(4, 6)
 STACK = {"w": images(3, 6, 6), "b": images(3, 6, seed=1)}
@@ -38,7 +39,7 @@ def int8_graph(fun, params, *args):
     graph = passes.simplify(trace(fun, params, args).graph)
     placement = place(graph, QuantConfig())
     thresholds = {group.name: 2 + i / 7 for i, group in enumerate(placement.scale_groups)}
-    return merge(lower(graph, placement, thresholds, QuantConfig()))
+    return merge(lower(graph, placement, choices_of(placement, thresholds), QuantConfig()))
 
 
 def run(graph, *args):

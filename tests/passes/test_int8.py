@@ -16,6 +16,7 @@ from jaxq.graph.trace import trace
 from jaxq.passes.lower import lower
 from jaxq.passes.merge import merge
 from jaxq.passes.place import place
+from jaxq.passes.scales import choices_of
 
 
 def simplified(model, x):
@@ -23,7 +24,7 @@ def simplified(model, x):
 
 
 def ones(placement):
-    return {group.name: 1.0 for group in placement.scale_groups}
+    return choices_of(placement, {group.name: 1.0 for group in placement.scale_groups})
 
 
 def test_merging_changes_no_bit():
@@ -185,8 +186,8 @@ def test_weights_of_four_bits_have_fifteen_levels_and_are_told_in_the_summary():
     assert largest["b"] > 100
     fused = {row.name: row.fused for row in qmodel.summary().nodes if row.op == "dot"}
     assert fused == {"a": ("weight:int4", "relu", "requantize"), "b": ("requantize",), "c": ("weight:int4",)}
-    masked = qmodel.origin.masked.weights
-    assert all(np.max(np.abs(masked[name][0])) == largest[name] for name in "abc")
+    simulated = qmodel.origin.simulated.levels(qmodel.origin.choices, config).weights
+    assert all(len(np.unique(channel)) <= 2 * largest[name] + 1 for name in "abc" for channel in simulated[name])
     assert networks.decibels(fun(params, x), qmodel(x)) > 13
 
 

@@ -13,6 +13,7 @@ from jaxq.graph.trace import trace
 from jaxq.graph.verify import verify
 from jaxq.models import as_function
 from jaxq.passes.place import place
+from jaxq.passes.scales import choices_of
 from jaxq.report import Row, rows
 
 # Rows that stand at the borders of int8 regions; how many there are follows from the rest.
@@ -71,7 +72,7 @@ def count(model: Any, variables: Any, *args: Any, config: QuantConfig | None = N
     graph = verify(passes.simplify(traced.graph), "float")
     placement = place(graph, config)
     thresholds = {group.name: 1.0 for group in placement.scale_groups}
-    found = rows(verify(passes.quantize(graph, placement, thresholds, config), "quantized"))
+    found = rows(verify(passes.quantize(graph, placement, choices_of(placement, thresholds), config), "quantized"))
 
     int8 = [row for row in found if row.precision == "int8"]
     words = [word for row in int8 for word in row.fused]

@@ -44,6 +44,8 @@ def _is_bytes(node: Node) -> bool:
 
 def _rows(node: Node) -> str | None:
     x = node.operand("x")
+    if node.get("zero_point") is not None:
+        return "its values have a zero point"
     takes_float = node.op in ("quantize", "softmax", "layer_norm")
     gives_float = node.op in ("dequantize", "softmax", "layer_norm")
     if (x.aval.dtype.name == "float32") != takes_float or (node.aval.dtype.name == "float32") != gives_float:

@@ -1,0 +1,175 @@
+"""The int8 graph's numbers in float: the float graph with every value and weight rounded as the int8 graph rounds it.
+
+What is rounded, and to what, is data (`Levels`): one compiled function serves all choices, and has derivatives by them.
+Sums are of float32, where the int8 graph's are exact: of 100,000 values one or two are rounded the other way.
+
+Under a mask each int8 node computes so, or as the float graph does. A node whose place in the mask is true reads
+rounded values and weights. So the mask of one node gives the error that this node makes alone, and that of all the
+error of the int8 network.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq import numerics
+from jaxq.config import QuantConfig
+from jaxq.graph.evaluate import evaluate, reference
+from jaxq.graph.node import LAYOUT, WEIGHTED, Graph, Node
+from jaxq.graph.taps import parts
+from jaxq.passes.choices import Choices
+from jaxq.passes.lower import grouped_weight, quantized_weight, scaled_weight
+from jaxq.passes.place import Placement, data_inputs
+
+
+class Levels(NamedTuple):
+    """What values and weights are rounded to, float32.
+
+    Attributes:
+      scales: {scale group: () or (C,)}, zero_points: {scale group: ()} where it is not 0.
+      weights: {conv or dot: its weight, rounded}.
+      biases: {conv or dot: (C,)} that are added to it.
+    """
+
+    scales: Mapping[str, Any]
+    zero_points: Mapping[str, Any]
+    weights: Mapping[str, Any]
+    biases: Mapping[str, Any]
+
+
+class Simulated:
+    """A placed float graph as a function of its parameters, `Levels`, and its inputs.
+
+    Attributes:
+      nodes: what a mask is over, in program order: the int8 and weight-only nodes, of bodies too, but those that only
+        move values.
+    """
+
+    def __init__(self, graph: Graph, placement: Placement) -> None:
+        self.graph, self.placement = graph, placement
+        self.nodes = tuple(node for node in graph.all_nodes if node in placement.quantized and node.op not in LAYOUT)
+        self._place = {node.name: i for i, node in enumerate(self.nodes)}
+        self._reads = {node.name: _reads(node, placement) for node in graph.all_nodes}
+        self._groups = {group.name: group for group in placement.scale_groups}
+
+    def levels(self, choices: Choices, config: QuantConfig) -> Levels:
+        """Those of the choices."""
+        qtypes = choices.qtypes
+        return Levels(
+            {name: np.asarray(qtype.scale, np.float32) for name, qtype in qtypes.items()},
+            {name: np.float32(qtype.zero_point) for name, qtype in qtypes.items() if qtype.zero_point},
+            {node.name: self.weight(node, choices, config) for node in self.nodes if node.op in WEIGHTED},
+            {name: np.asarray(bias, np.float32) for name, bias in choices.biases.items()},
+        )
+
+    def weight(self, node: Node, choices: Choices, config: QuantConfig) -> np.ndarray:
+        """The real weight that a conv's or dot's integers stand for."""
+        if node in self.placement.weight_only:
+            levels, grouped = grouped_weight(node, config)
+            size = config.for_weights(node.name).group_size
+            return levels * np.repeat(grouped, size, axis=1)[:, : levels.shape[1]]
+        group = self.placement.groups[node.operand("x")]
+        scale_x = 1.0 if group.exact else choices.qtypes[group.name].scale
+        weight, scale = choices.weights.get(node.name) or quantized_weight(node, config, scale_x)
+        real = weight * (scale if node.op == "conv" else scale[:, None])
+        ones = np.ones_like(real) if np.ndim(scale_x) else 1.0
+        return (real / scaled_weight(node, ones, scale_x)).astype(np.float32)
+
+    def __call__(
+        self,
+        params: Mapping[str, Any],
+        levels: Levels,
+        leaves: Sequence[Any],
+        batch: int,
+        mask: jax.Array | None = None,
+        tap: Callable[[Node, Any], None] | None = None,
+    ) -> list[jax.Array]:
+        """The graph's outputs.
+
+        Args:
+          params: those of the graph.
+          leaves: an array for each of the graph's inputs, of `batch` examples.
+          mask: bool (number of nodes,), all unless given.
+          tap: called with every node and its value, not yet rounded (`evaluate`).
+        """
+        graph = self.graph.bind(batch)
+
+        def lower(node: Node) -> Callable[..., Any]:
+            if mask is None:
+                return self._rounding(node, levels)
+            if node.name not in self._place:
+                return reference(node)
+            on, float_, int8 = mask[self._place[node.name]], _float(node), self._rounding(node, levels)
+            return lambda *operands: jnp.where(on, int8(*operands), float_(*operands))
+
+        values = evaluate(graph, params, leaves, lower, tap)
+        if mask is not None:
+            return values
+        made = (_group_of(node, self.placement) if node in self.placement.int8 else None for node in self.graph.outputs)
+        return [y if name is None else self._rounded(y, name, levels) for y, name in zip(values, made, strict=True)]
+
+    def _rounded(self, x: jax.Array, group: str, levels: Levels) -> jax.Array:
+        """The value as the group's integers stand for it."""
+        lowest, highest = numerics.BOUNDS[self._groups[group].dtype]
+        zero_point = levels.zero_points.get(group)
+        return numerics.fake_quantize(x, levels.scales[group], zero_point, lowest=lowest, highest=highest)
+
+    def _rounding(self, node: Node, levels: Levels) -> Callable[..., Any]:
+        """The node's function with its rounded operands."""
+        reads = self._reads.get(node.name, {})
+        weight, bias = levels.weights.get(node.name), levels.biases.get(node.name)
+        biased = node
+        if bias is not None and node.get("bias") is None:
+            biased = node.replace(inputs=(*node.inputs, node.inputs[0]), roles=(*node.roles, "bias"))
+        run = _float(biased)
+
+        def rounded(*operands: Any) -> Any:
+            given = [self._rounded(x, reads[i], levels) if i in reads else x for i, x in enumerate(operands)]
+            if weight is not None:
+                at = node.roles.index("weight")
+                given[at] = weight.astype(given[at].dtype)
+            if bias is not None and biased is node:
+                at = node.roles.index("bias")
+                given[at] = given[at] + bias
+            return run(*given) if biased is node else run(*given, bias)
+
+        return rounded
+
+
+def _reads(node: Node, placement: Placement) -> dict[int, str]:
+    """{index of an operand that the node reads as integers, or dequantized: its scale group}."""
+
+    def is_rounded(source: Node) -> bool:
+        if source in placement.int8 or node not in placement.int8:
+            return source in placement.int8
+        return source is not node.get("residual") or node in placement.groups
+
+    data = data_inputs(node)
+    found = {i: _group_of(x, placement) for i, x in enumerate(node.inputs) if x in data and is_rounded(x)}
+    return {i: name for i, name in found.items() if name is not None}
+
+
+def _group_of(node: Node, placement: Placement) -> str | None:
+    """The name of the value's scale group, if it is rounded to one."""
+    group = placement.groups.get(node)
+    return None if group is None or group.exact else group.name
+
+
+def _float(node: Node) -> Callable[..., Any]:
+    """The node's function in float; of a depthwise convolution on the CPU one that is not slow there."""
+    depthwise = node.op == "conv" and node.attrs["groups"] == node.aval.shape[-1] == node.operand("x").aval.shape[-1]
+    if not depthwise or jax.default_backend() != "cpu":
+        return reference(node)
+    rest = {role: operand for role, operand in zip(node.roles, node.inputs, strict=True) if role != "weight"}
+    affine = node.replace(op="affine").with_operands(rest)
+
+    def run(*operands: Any) -> Any:
+        given = dict(zip(node.roles, operands, strict=True))
+        x, weight = given.pop("x").astype(jnp.float32), given.pop("weight").astype(jnp.float32)
+        y = sum(part * weight[index][0] for index, part in parts(node, x, weight, 0))
+        return reference(affine)(y, *given.values())
+
+    return run
