@@ -84,8 +84,9 @@ class Reader {
 
   // True where some buffer holds those bytes.
   bool holds(const uint8_t* data, int64_t bytes) const {
-    for (const Buffer& buffer : buffers_) {
-      if (data >= buffer.data && data <= buffer.data + buffer.size) return bytes <= buffer.data + buffer.size - data;
+    for (const Buffer& buffer : buffers_) {  // one may begin where another ends
+      const uint8_t* const end = buffer.data + buffer.size;
+      if (data >= buffer.data && data <= end && bytes <= end - data) return true;
     }
     return false;
   }
