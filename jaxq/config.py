@@ -12,6 +12,7 @@ METHODS = ("auto", "entropy", "mse", "percentile", "amax")
 WEIGHT_METHODS = ("amax", "mse")
 WEIGHT_SCALES = ("channel", "tensor")
 WEIGHT_BITS = (8, 4)
+ACTIVATION_SCALES = ("auto", "tensor", "token")
 
 
 def check_method(method: str, where: str) -> None:
@@ -57,8 +58,8 @@ class LayerRule:
     """What holds for the layers whose path `pattern` finds (`re.search` on the full path; the first match wins).
 
     `quantize=False` keeps the layer in float. `method` chooses the threshold of the value that the layer produces,
-    `weight_method`, `weight_scales`, `weight_bits`, `weight_only` and `group_size` how its weights are quantized, as in
-    `QuantConfig`. None leaves it to the config.
+    `weight_method`, `weight_scales`, `weight_bits`, `weight_only` and `group_size` how its weights are quantized,
+    `activation_scales` how what it reads is, as in `QuantConfig`. None leaves it to the config.
     """
 
     pattern: str
@@ -69,6 +70,7 @@ class LayerRule:
     weight_bits: int | None = None
     weight_only: bool | None = None
     group_size: int | None = None
+    activation_scales: str | None = None
 
     def __post_init__(self) -> None:
         where = f"LayerRule({self.pattern!r})"
@@ -77,6 +79,8 @@ class LayerRule:
         if self.method is not None:
             check_method(self.method, where)
         _check_weights({name: value for name in _WEIGHTS if (value := getattr(self, name)) is not None}, where)
+        if self.activation_scales is not None:
+            _check_one_of(ACTIVATION_SCALES, self.activation_scales, "activation_scales", where)
         try:
             re.compile(self.pattern)
         except (re.error, TypeError) as error:
@@ -104,6 +108,10 @@ class QuantConfig:
         activations, has no such form and stays in float.
       group_size: so many of a weight-only dot's inputs share a scale for each output channel, whatever `weight_scales`
         says; a multiple of 16.
+      activation_scales: "auto" and "tensor" give every activation one scale, from the calibration. "token" gives each
+        row that a dot product with weights reads a scale of its own, from the row itself, in every call: for values
+        whose rows, or channels, differ widely, as a transformer's do. All else, products of two activations among it,
+        is as with "tensor".
     """
 
     method: str = "auto"
@@ -114,10 +122,12 @@ class QuantConfig:
     weight_bits: int = 8
     weight_only: bool = False
     group_size: int = 128
+    activation_scales: str = "auto"
 
     def __post_init__(self) -> None:
         check_method(self.method, "QuantConfig")
         _check_weights({name: getattr(self, name) for name in _WEIGHTS}, "QuantConfig")
+        _check_one_of(ACTIVATION_SCALES, self.activation_scales, "activation_scales", "QuantConfig")
         if not isinstance(self.rules, Iterable) or not all(isinstance(rule, LayerRule) for rule in self.rules):
             raise UnsupportedError(f"QuantConfig: rules takes a tuple of LayerRule objects, not {self.rules!r}")
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -142,6 +152,11 @@ class QuantConfig:
         rule = self.rule(path) or LayerRule("")
         ruled = {name: getattr(rule, name) for name in _WEIGHTS}
         return Weights(**{name: getattr(self, name) if value is None else value for name, value in ruled.items()})
+
+    def for_activations(self, path: str) -> str:
+        """activation_scales of what the layer reads."""
+        rule = self.rule(path) or LayerRule("")
+        return rule.activation_scales or self.activation_scales
 
     def unmatched(self, paths: Iterable[str]) -> tuple[LayerRule, ...]:
         """The rules that match none of the paths."""

@@ -16,6 +16,17 @@ The epilogue of every accumulating op, in float32 and in this order:
     out = convert(round_half_even(y))                       for an integer output; a float output is y itself
     out = table[convert(round_half_even(y))]                where a table follows: y is then in the scale of its input
 
+Rows with scales of their own, which a dot computes from the float rows (..., K) that it reads ("per token"):
+
+    x = x * factor[k]                                       where scale_in is one of each channel: 1 / scale_in[k]
+    row_scale = clip(max(|x|), smallest, largest) * (1 / 127)       of the row; NaN counts as 0
+    q = convert(round_half_even(clip(x * (1 / row_scale)))) int8, as above
+
+A row of zeros has the smallest scale, one with an infinite value the largest: both scales and their inverses are normal
+numbers. real = scale_in * row_scale * q, with 1 for scale_in where there is no factor, and the epilogue begins
+
+    y = (acc * multiplier[c]) * row_scale
+
 A weight-only dot takes float activations: w[n, k] = level[n, k] * scale[n, k // group_size], in float32, and sums in
 float32 in any order. Levels of 4 bits lie two to a byte, that of the even input in its low half.
 
@@ -68,6 +79,24 @@ def quantize(x: jax.Array, multiplier: jax.Array, zero_point: jax.Array | None =
     return _to_integer(jnp.clip(y, jnp.float32(lo), jnp.float32(hi)), dtype)
 
 
+def row_scale(x: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+    """The scale of each row of float `x` (..., K) in int8: float32 (..., 1). `factor` is float32 (K,), K not 0."""
+    magnitude = jnp.abs(_factored(x, factor))
+    amax = jnp.max(jnp.where(jnp.isnan(magnitude), jnp.float32(0), magnitude), axis=-1, keepdims=True)
+    # A division by 127 some compilers would make a product, rounded otherwise, of their own accord.
+    return jnp.clip(amax, jnp.float32(SMALLEST_AMAX), jnp.float32(LARGEST)) * jnp.float32(1 / largest_level("int8"))
+
+
+def quantize_rows(x: jax.Array, scale: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+    """Float `x` (..., K) to int8 by its rows' scales, float32 (..., 1), and the `factor` that these were made with."""
+    return quantize(_factored(x, factor), 1 / scale, dtype="int8")
+
+
+def _factored(x: jax.Array, factor: jax.Array | None) -> jax.Array:
+    y = x.astype(jnp.float32)
+    return y if factor is None else y * factor
+
+
 def dequantize(q: jax.Array, scale: jax.Array, zero_point: jax.Array | None = None, *, dtype: np.dtype) -> jax.Array:
     """int8 or uint8 `q` to the float `dtype`: scale * (q - zero_point), computed in float32."""
     y = q.astype(jnp.float32)
@@ -99,6 +128,15 @@ def fake_quantize(
     return ((q if zero_point is None else q - zero_point) * scale).astype(x.dtype)
 
 
+def fake_quantize_rows(x: jax.Array, channels: jax.Array | None = None) -> jax.Array:
+    """Float `x` (..., K) rounded to what its rows in int8 stand for, each with its scale; it is divided by `channels`,
+    float32 (K,), before."""
+    y = x if channels is None else x.astype(jnp.float32) * (1 / channels)
+    lowest, highest = BOUNDS["int8"]
+    rounded = fake_quantize(y, row_scale(y), lowest=lowest, highest=highest)
+    return rounded if channels is None else (rounded * channels).astype(x.dtype)
+
+
 def lookup(q: jax.Array, table: jax.Array) -> jax.Array:
     """The entry of `table` (256,) for every int8 or uint8 `q`: entry i is that of the integer whose byte is i."""
     index = lax.bitcast_convert_type(q, jnp.uint8).astype(jnp.int32)
@@ -119,15 +157,20 @@ def epilogue(
     residual: jax.Array | None = None,
     residual_multiplier: jax.Array | None = None,
     table: jax.Array | None = None,
+    row_scale: jax.Array | None = None,
     *,
     dtype: np.dtype,
 ) -> jax.Array:
     """The int32 accumulator `(..., C)` to the output dtype; see the module's docstring for the arithmetic.
 
     `multiplier`, `bias`, `lo`, `hi` are float32 `(C,)`; `residual` broadcasts to the accumulator's shape and is int8,
-    uint8 or float; `residual_multiplier` is a float32 scalar; `table` is of `dtype` (256,), looked up by int8.
+    uint8 or float; `residual_multiplier` is a float32 scalar; `table` is of `dtype` (256,), looked up by int8;
+    `row_scale` is float32 `(..., 1)`.
     """
-    y = _rounded(acc.astype(jnp.float32) * multiplier) + bias
+    y = _rounded(acc.astype(jnp.float32) * multiplier)
+    if row_scale is not None:
+        y = _rounded(y * row_scale)
+    y = y + bias
     if residual is not None and residual_multiplier is not None:
         y = y + _rounded(residual.astype(jnp.float32) * residual_multiplier)
     y = jnp.clip(y, lo, hi)
@@ -213,6 +256,6 @@ def unpack_int4(packed: jax.Array, depth: int) -> jax.Array:
     return jnp.stack(int4_halves(packed), axis=-1).reshape(packed.shape[0], -1)[:, :depth]
 
 
-# Below this a weight contributes nothing to any float32 sum that a network forms, and its scale stays far above the
-# subnormal numbers, which some devices flush to zero.
+# Below this a weight, or a row of an activation, contributes nothing to any float32 sum that a network forms, and its
+# scale stays far above the subnormal numbers, which some devices flush to zero.
 SMALLEST_AMAX = 1e-20

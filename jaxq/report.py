@@ -31,7 +31,7 @@ class Row:
       op: "conv", "dot", "add", "pool", ..., or the JAX primitive's name.
       precision: "int8" or "float"; "int8 weight-only" or "int4 weight-only" for a dot of floats with such weights.
       fused: what its epilogue holds: "bias", "residual", "relu", "relu6", "clip", "requantize", "merged:3"; before that
-        "weight:int4" where an int8 node's weights have 4 bits.
+        "per token" where its rows have scales of their own, "weight:int4" where its weights have 4 bits.
       macs: multiply-adds for one example; 0 for all but convs and dots. In a scan those of all turns, in a while of one
         turn, in a cond of each branch.
       reason: why it stays in float, or "".
@@ -211,7 +211,7 @@ def _row(node: Node, turns: int) -> Row:
     avals = [source.aval for source in data if isinstance(source.aval, Aval) and not source.is_constant]
     outs = (node.aval,) if isinstance(node.aval, Aval) else node.aval
     scale = None
-    if node.qtype is not None and np.ndim(node.qtype.scale) == 0:
+    if node.qtype is not None and np.ndim(node.qtype.scale) == 0 and node.op != "quantize_rows":
         scale = float(node.qtype.scale)
     return Row(
         name=node.name,

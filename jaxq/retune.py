@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxq import tuning
-from jaxq.graph.node import ANCHORS, LAYOUT, Aval, Graph, Node, constant, precision
+from jaxq.graph.node import ANCHORS, BORDERS, LAYOUT, Aval, Graph, Node, constant, precision
 from jaxq.plan import tune
 from jaxq.plan.alone import described
 from jaxq.plan.lift import is_liftable, lift
@@ -50,7 +50,7 @@ def layers_of(graph: Graph, batch: int) -> list[Layer]:
 def flow_of(graph: Graph) -> Flow:
     """That of an int8 graph."""
     quantized = [node for node in graph.nodes if precision(node) != "float"]
-    nodes = [node for node in quantized if node.op not in ("quantize", "dequantize")]
+    nodes = [node for node in quantized if node.op not in BORDERS]
     read = [(source, node) for node in nodes for source in dict.fromkeys(node.inputs)]
     inside, movable = set(nodes), [node for node in graph.all_nodes if is_liftable(node)]
     return Flow(
@@ -58,7 +58,7 @@ def flow_of(graph: Graph) -> Flow:
         frozenset(node.name for node in movable),
         frozenset(node.name for node in movable if node.op in (*ANCHORS, "weight_only_dot")),
         [(source.name, node.name) for source, node in read if source in inside],
-        [(source.name, node.name) for source, node in read if source.op == "quantize"],
+        [(source.name, node.name) for source, node in read if source.op in ("quantize", "quantize_rows")],
         {node.name for node in nodes if any(user.op == "dequantize" for user in graph.users[node])},
     )
 

@@ -13,7 +13,7 @@ def leaf(array, qtype=None):
     return Node("input", (), {}, Aval(array.shape, array.dtype), qtype=qtype)
 
 
-def int8_node(op, attrs, x, weight, out_shape, out_dtype, residual, rng):
+def int8_node(op, attrs, x, weight, out_shape, out_dtype, residual, rng, by_row=False):
     """An int8 node and its operands, random as a network's would be; `weight` is the second factor of a matmul, too."""
     channels = out_shape[-1]
     depth = x.shape[-1] if op == "matmul" else weight.size // channels
@@ -25,6 +25,8 @@ def int8_node(op, attrs, x, weight, out_shape, out_dtype, residual, rng):
         "lo": np.full(channels, {"int8": -127, "uint8": 0}.get(out_dtype, -np.inf), np.float32),
         "hi": np.full(channels, {"int8": 127, "uint8": 255}.get(out_dtype, np.inf), np.float32),
     }
+    if by_row:
+        operands["row_scale"] = row_scales(rng, x.shape[:-1])
     if residual:
         operands["residual"] = rng.integers(-127, 128, out_shape).astype(np.int8)
         operands["residual_multiplier"] = np.float32(0.37)
@@ -32,6 +34,11 @@ def int8_node(op, attrs, x, weight, out_shape, out_dtype, residual, rng):
     aval = Aval(out_shape, jnp.dtype(out_dtype))
     node = Node(op, (), attrs, aval, qtype=QType("int8", 1.0)).with_operands(nodes)
     return node, [jnp.asarray(value) for value in operands.values()]
+
+
+def row_scales(rng, rows):
+    """Those of rows some of which are far larger than others."""
+    return np.exp(rng.normal(0, 1, (*rows, 1))).astype(np.float32)
 
 
 @st.composite

@@ -161,3 +161,35 @@ def test_accumulators_hold_the_stated_number_of_products():
         count = numerics.max_terms(largest * 127)
         assert count == stated
         assert count * largest * 127 < 2**31 <= (count + 1) * largest * 127
+
+
+def numpy_rows(x, factor):
+    x = x if factor is None else x * factor
+    amax = np.nanmax(np.abs(x), axis=-1, keepdims=True, initial=0, where=~np.isnan(x))
+    scale = np.clip(amax, np.float32(1e-20), np.finfo(np.float32).max) * np.float32(1 / 127)
+    return scale, np.clip(np.rint(np.nan_to_num(x * (np.float32(1) / scale), nan=0)), -127, 127).astype(np.int8)
+
+
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_rows_and_their_scales_equal_numpy_under_jit(with_factor):
+    rng = np.random.default_rng(1)
+    x = (rng.normal(size=(4096, 70)) * 10.0 ** rng.integers(-15, 30, (4096, 1))).astype(np.float32)
+    x[0], x[1, 3], x[2, 4], x[3] = 0, np.nan, np.inf, np.nan
+    factor = rng.uniform(0.1, 10, 70).astype(np.float32) if with_factor else None
+    scale = jax.jit(numerics.row_scale)(x, factor)
+    with np.errstate(over="ignore"):
+        expected, q = numpy_rows(x, factor)
+    np.testing.assert_array_equal(scale, expected)
+    np.testing.assert_array_equal(jax.jit(numerics.quantize_rows)(x, scale, factor), q)
+    assert np.max(np.abs(q[5:]), axis=-1).min() == 127  # each row's largest magnitude is the last level
+
+
+def test_the_scale_of_a_row_is_applied_after_the_multiplier():
+    rng = np.random.default_rng(2)
+    acc = rng.integers(-(2**24), 2**24, (1 << 12, 64)).astype(np.int32)
+    multiplier, bias = (rng.normal(size=64).astype(np.float32) for _ in range(2))
+    row_scale = (10.0 ** rng.uniform(-6, 6, (1 << 12, 1))).astype(np.float32)
+    wide = np.full(64, np.inf, np.float32)
+    run = jax.jit(lambda *args, **given: numerics.epilogue(*args, **given, dtype=np.float32))
+    expected = (acc.astype(np.float32) * multiplier) * row_scale + bias
+    np.testing.assert_array_equal(run(acc, multiplier, bias, -wide, wide, row_scale=row_scale), expected)

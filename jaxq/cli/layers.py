@@ -12,10 +12,10 @@ from jaxq import backends
 from jaxq.cli.arguments import array
 from jaxq.cli.stopwatch import first_call, interleaved
 from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import ACCUMULATING, Graph, Node, is_int8
+from jaxq.graph.node import ACCUMULATING, BORDERS, Graph, Node, is_int8
 from jaxq.plan.plan import Plan
 
-_COMPUTING = frozenset({*ACCUMULATING, "table", "quantize", "dequantize", "reduce_window_max", "reduce_max"})
+_COMPUTING = frozenset({*ACCUMULATING, *BORDERS, "table", "reduce_window_max", "reduce_max"})
 
 
 @dataclass(frozen=True)

@@ -234,6 +234,19 @@ def _quantize(node: Node) -> Callable[..., Any]:
     return lambda *operands: numerics.quantize(*operands, dtype=node.aval.dtype.name)
 
 
+def _row_scale(node: Node) -> Callable[..., Any]:
+    del node
+    return numerics.row_scale
+
+
+def _quantize_rows(node: Node) -> Callable[..., Any]:
+    def run(*operands: jax.Array) -> jax.Array:
+        given = dict(zip(node.roles, operands, strict=True))
+        return numerics.quantize_rows(given["x"], given["row_scale"], given.get("factor"))
+
+    return run
+
+
 def _dequantize(node: Node) -> Callable[..., Any]:
     return lambda *operands: numerics.dequantize(*operands, dtype=node.aval.dtype)
 
@@ -248,6 +261,8 @@ _FLOAT: dict[str, Callable[[Node], Callable[..., Any]]] = {
     "table": _table,
     "quantize": _quantize,
     "dequantize": _dequantize,
+    "row_scale": _row_scale,
+    "quantize_rows": _quantize_rows,
 }
 
 
@@ -281,7 +296,7 @@ def fake_quantized(node: Node) -> Callable[..., jax.Array]:
             for role in summed:
                 scale_in = scale_in * jnp.float32(_scale(node.operand(role)))
             y = accumulate(node, summed, jnp.float32) * (given["multiplier"] / scale_in)
-        y = y + given["bias"]
+        y = y * given.get("row_scale", jnp.float32(1)) + given["bias"]
         if "residual" in given:
             y = y + real("residual") / scale_out
         return jnp.clip(y, given["lo"], given["hi"])

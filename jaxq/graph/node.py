@@ -17,10 +17,13 @@ Ops that jaxq understands (after `passes`):
                                                                (N, K), or int4 packed to uint8 (N, K / 2); its scale by
                                                                channel and `attrs["group_size"]` inputs
     quantize, dequantize                                       the borders of the int8 regions
+    row_scale          x, [factor]                             the scale of each row, (..., 1), of its largest magnitude
+    quantize_rows      x, row_scale, [factor]                  the border of a dot that reads such rows
 
 The first five rows are the accumulating ops: they clip to `attrs["lo"], attrs["hi"]` last (an activation), and in the
 quantized graph take x, [weight or y], multiplier, bias, lo, hi, [residual, residual_multiplier], [table], see
-`numerics.epilogue`. A residual may broadcast to the op's shape.
+`numerics.epilogue`; a dot of rows with scales of their own takes row_scale, too. A residual may broadcast to the op's
+shape.
 Every other op is a JAX primitive: by its portable name (`graph/primitives.py`), or "opaque" with the primitive itself,
 which a file holds as "stablehlo" (`plan/stablehlo.py`).
 
@@ -41,6 +44,9 @@ ACCUMULATING = frozenset({"conv", "dot", "matmul", "product", "sum", "window_sum
 WEIGHTED = frozenset({"conv", "dot"})
 # The ops that int8 is there for. They read these operands as integers.
 ANCHORS = {"conv": ("x",), "dot": ("x",), "matmul": ("x", "y")}
+
+# What stands between floats and integers, and computes neither.
+BORDERS = frozenset({"quantize", "dequantize", "row_scale", "quantize_rows"})
 
 # The primitives whose attributes hold graphs, their bodies.
 CONTROL = frozenset({"scan", "while", "cond"})
@@ -94,7 +100,8 @@ class Aval:
 @dataclass(frozen=True, eq=False)
 class QType:
     """What an integer value stands for: real = scale * (q - zero_point). `scale` is a float, or one per last-axis
-    channel; `zero_point` another integer than 0 only of uint8 values that can be negative."""
+    channel; where rows have scales of their own, it is in units of these. `zero_point` is another integer than 0 only
+    of uint8 values that can be negative."""
 
     dtype: str
     scale: float | np.ndarray
@@ -197,7 +204,7 @@ def is_int8(node: Node) -> bool:
     """True for what computes in int8: it makes integers or reads them."""
     if node.op == "input" or node.is_constant:
         return False
-    return node.qtype is not None or "multiplier" in node.roles or node.op == "dequantize"
+    return node.qtype is not None or "multiplier" in node.roles or node.op in BORDERS
 
 
 def precision(node: Node) -> str:

@@ -48,6 +48,8 @@ OPS: dict[str, Op] = {
     "weight_only_dot": Op(("x", "weight", "scale"), ("precision", "bits", "group_size", *_BOUNDS)),
     "quantize": Op(("x", "multiplier")),
     "dequantize": Op(("x", "scale")),
+    "row_scale": Op(("x",)),
+    "quantize_rows": Op(("x", "row_scale")),
 }
 EPILOGUE = ("multiplier", "bias", "lo", "hi")  # operands of an accumulating op in int8
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxq.graph.evaluate import reference
 from jaxq.graph.node import Node
-from jaxq.numerics import BOUNDS, LARGEST
+from jaxq.numerics import BOUNDS, LARGEST, SMALLEST_AMAX
 
 Array = np.ndarray
 
@@ -33,6 +33,10 @@ def _value(node: Node, operands: Sequence[Array]) -> Array:
     given = dict(zip(node.roles, operands, strict=False))
     if node.op == "quantize":
         return _quantize(given["x"], given["multiplier"], given.get("zero_point"), node.aval.dtype)
+    if node.op == "row_scale":
+        return _row_scale(_factored(given))
+    if node.op == "quantize_rows":
+        return _quantize(_factored(given), np.float32(1) / given["row_scale"], None, node.aval.dtype)
     if node.op == "dequantize":
         y = given["x"].astype(np.float32) - given.get("zero_point", np.float32(0))
         return (y * given["scale"]).astype(node.aval.dtype)
@@ -63,6 +67,16 @@ def _quantize(x: Array, multiplier: Array, zero_point: Array | None, dtype: np.d
     return _integers(np.clip(y, np.float32(lo), np.float32(hi)), dtype.name)
 
 
+def _factored(given: Mapping[str, Array]) -> Array:
+    x = given["x"].astype(np.float32)
+    return x * given["factor"] if "factor" in given else x
+
+
+def _row_scale(x: Array) -> Array:
+    amax = np.max(np.nan_to_num(np.abs(x), nan=0.0, posinf=LARGEST), axis=-1, keepdims=True)
+    return np.maximum(amax, np.float32(SMALLEST_AMAX)) * np.float32(1 / 127)
+
+
 def _lookup(q: Array, table: Array) -> Array:
     return table[q.view(np.uint8)]
 
@@ -80,10 +94,12 @@ def _epilogue(
     residual: Array | None = None,
     residual_multiplier: Array | None = None,
     table: Array | None = None,
+    row_scale: Array | None = None,
     *,
     dtype: np.dtype,
 ) -> Array:
-    y = _scaled(acc, multiplier) + bias
+    y = _scaled(acc, multiplier)
+    y = (y if row_scale is None else _scaled(y, row_scale)) + bias
     if residual is not None and residual_multiplier is not None:
         y = y + _scaled(residual, residual_multiplier)
     y = np.clip(y, lo, hi)

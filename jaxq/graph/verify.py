@@ -5,11 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxq import numerics
-from jaxq.graph.node import ACCUMULATING, WEIGHTED, Aval, Graph, Node
+from jaxq.graph.node import ACCUMULATING, BORDERS, WEIGHTED, Aval, Graph, Node
 from jaxq.graph.ops import EPILOGUE, OPS, wrong_attribute
 from jaxq.graph.primitives import BY_NAME
-
-_BORDERS = ("quantize", "dequantize")
 
 
 def verify(graph: Graph, stage: str) -> Graph:
@@ -81,7 +79,7 @@ def _bad_table(node: Node) -> bool:
 
 
 def _unscaled(node: Node) -> bool:
-    made = _is_int8(node) or node.op in ("quantize", "table")
+    made = _is_int8(node) or node.op in ("quantize", "quantize_rows", "table")
     return made and _is_integer(node) and node.qtype is None
 
 
@@ -114,6 +112,20 @@ def _zero_operand(node: Node) -> float:
     return 0.0 if zero_point is None else float(zero_point.value) if zero_point.op == "const" else np.nan
 
 
+def _bad_row_scale(node: Node) -> bool:
+    scale = node if node.op == "row_scale" else node.get("row_scale")
+    if scale is None:
+        return False
+    factor, x = node.get("factor"), node.operand("x")
+    is_off = factor is not None and factor.aval != Aval(x.aval.shape[-1:], np.dtype(np.float32))
+    return is_off or node.op not in ("row_scale", "quantize_rows", "dot") or scale.aval != _of_rows(x)
+
+
+def _of_rows(x: Node) -> Aval | None:
+    """What the scales of the value's rows are; None where it has no rows."""
+    return Aval((*x.aval.shape[:-1], 1), np.dtype(np.float32)) if x.aval.shape and x.aval.shape[-1] != 0 else None
+
+
 def _mixed_weight(node: Node) -> bool:
     if node.op not in WEIGHTED:
         return False
@@ -132,7 +144,7 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
     "float": (
         *_ANY,
         (_is_int8, "has an int8 epilogue in a float graph"),
-        (lambda node: node.op in (*_BORDERS, "table", "weight_only_dot"), "is an int8 op in a float graph"),
+        (lambda node: node.op in {*BORDERS, "table", "weight_only_dot"}, "is an int8 op in a float graph"),
     ),
     "quantized": (
         *_ANY,
@@ -140,6 +152,7 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
         (lambda node: node.op == "elementwise", "is a function without its table"),
         (_bad_groups, "has a weight, scales or a bias that do not fit its groups and channels"),
         (_bad_table, "has a table that is not 256 entries of its dtype"),
+        (_bad_row_scale, "has scales of rows that are no float32, or not one a row"),
         (_unscaled, "makes integers of unknown scale"),
         (_bad_scale, "has a scale that is no positive number, or is of another dtype"),
         (lambda node: node.qtype is not None and _bad_zero_point(node), "has a zero point that its dtype does not"),

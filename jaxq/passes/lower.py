@@ -10,7 +10,7 @@ every q; in float it is the ops it was made of.
 
 Where x = s_x * (q_x - z_x), the sum of q_x * q_w[c] is z_x * sum(q_w[c]) too large, which goes into the bias, as does
 z_r; the bounds and the bias are moved by z_y. Where each channel k of x has a scale s_x[k] of its own, q_w is that of
-w[k, c] * s_x[k] / s_x, with s_x the largest of them.
+w[k, c] * s_x[k] / s_x, with s_x the largest of them. Where each row of x has one, that is an operand of its own.
 """
 
 from dataclasses import dataclass, field
@@ -52,6 +52,7 @@ class _Lowering:
     names: Names
     floats: dict[Node, Node] = field(default_factory=dict)
     ints: dict[Node, Node] = field(default_factory=dict)
+    rows: dict[Node, Node] = field(default_factory=dict)
 
     def run(self, graph: Graph) -> Graph:
         """The int8 graph of a graph or a body, which takes and gives floats."""
@@ -103,6 +104,20 @@ class _Lowering:
             x = self.floats[node]
             self.ints[node] = border.with_operands({"x": x, "multiplier": multiplier, "zero_point": zero_point(qtype)})
         return self.ints[node]
+
+    def as_rows(self, node: Node) -> Node:
+        """As integers of a scale a row."""
+        if node not in self.rows:
+            qtype = QType("int8", self.choices.rows.get(node.name, 1.0))
+            operands: dict[str, Node | None] = {"x": self.as_float(node)}
+            if isinstance(qtype.scale, np.ndarray):
+                operands["factor"] = constant(np.float32(1 / qtype.scale), f"{node.name}/row_scale/factor")
+            name, aval = f"{node.name}/row_scale", Aval((*node.aval.shape[:-1], 1), np.dtype(np.float32))
+            operands["row_scale"] = Node("row_scale", (), {}, aval, name, scope=node.scope).with_operands(operands)
+            name, aval = f"{node.name}/quantize_rows", Aval(node.aval.shape, np.dtype(np.int8))
+            rows = Node("quantize_rows", (), {}, aval, name, qtype=qtype, scope=node.scope)
+            self.rows[node] = rows.with_operands(operands)
+        return self.rows[node]
 
     def _float(self, node: Node) -> Node:
         moved = node.replace(inputs=tuple(self.as_float(source) for source in node.inputs))
@@ -161,7 +176,9 @@ class _Lowering:
 
     def _accumulating(self, node: Node) -> Node:
         channels = node.aval.shape[-1]
-        padded, x = self._padded(node, self.as_int(node.operand("x")))
+        by_row = node in self.placement.by_row
+        source = node.operand("x")
+        padded, x = self._padded(node, self.as_rows(source) if by_row else self.as_int(source))
         qtype = self.qtype(node) if node in self.placement.groups else None
         scale_out = qtype.scale if qtype else 1.0
         smallest, largest = numerics.BOUNDS[qtype.dtype] if qtype else (-np.inf, np.inf)
@@ -201,9 +218,11 @@ class _Lowering:
         lo, hi = (np.clip(node.attrs[end] / scale_out + zero_out, smallest, largest) for end in ("lo", "hi"))
         vectors = {"multiplier": multiplier, "bias": bias, "lo": lo, "hi": hi}
         operands |= {role: vector(value, role) for role, value in vectors.items()}
+        operands["row_scale"] = x.operand("row_scale") if by_row else None
         operands |= {"residual": residual, "residual_multiplier": residual_multiplier}
         dtype = np.dtype(qtype.dtype) if qtype else node.aval.dtype
-        words = self._weight_words(node) + fused_words(node) + (("requantize",) if qtype else ())
+        words = self._weight_words(node) + (("per token",) if by_row else ()) + fused_words(node)
+        words += ("requantize",) if qtype else ()
         return padded.with_operands(operands, aval=Aval(node.aval.shape, dtype), qtype=qtype, fused=words)
 
     def _weight_only(self, node: Node) -> Node:
@@ -297,7 +316,7 @@ def scaled_weight(node: Node, weight: Any, scale_x: Any) -> Any:
 # What is fused into an int8 conv or dot whose weights have 4 bits.
 INT4_WEIGHT = "weight:int4"
 # In the order in which an epilogue does them.
-EPILOGUE_WORDS = ("bias", "residual", "relu", "relu6", "clip", "requantize")
+EPILOGUE_WORDS = ("per token", "bias", "residual", "relu", "relu6", "clip", "requantize")
 
 
 def fused_words(node: Node) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def merge(graph: Graph) -> Graph:
         if old not in family_of:
             return node
         if old not in slices:
-            slices.update(_merged(family_of[old], node.operand("x")))
+            slices.update(_merged(family_of[old], node.operand("x"), node.get("row_scale")))
         return slices[old]
 
     new: dict[Node, Node] = {}
@@ -49,10 +49,11 @@ def _family(node: Node) -> Hashable:
     geometry = tuple((key, value) for key, value in sorted(node.attrs.items()) if key not in ("lo", "hi"))
     if node.attrs.get("groups", 1) != 1:
         return None
-    return (node.operand("x"), node.op, kernel, geometry, INT4_WEIGHT in node.fused, node.aval.dtype.name)
+    is_int4 = INT4_WEIGHT in node.fused
+    return (node.operand("x"), node.get("row_scale"), node.op, kernel, geometry, is_int4, node.aval.dtype.name)
 
 
-def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
+def _merged(family: list[Node], x: Node, row_scale: Node | None) -> dict[Node, Node]:
     """Each branch's slice of the merged op."""
     head = family[0]
     name = _joint_name([node.name for node in family])
@@ -63,6 +64,7 @@ def _merged(family: list[Node], x: Node) -> dict[Node, Node]:
     operands: dict[str, Node | None] = {"x": x, "weight": weight.replace(qtype=QType("int8", scale))}
     for role in _PER_CHANNEL:
         operands[role] = constant(np.concatenate([node.operand(role).value for node in family]), f"{name}/{role}")
+    operands["row_scale"] = row_scale
     widths = [node.aval.shape[-1] for node in family]
     qtype = None
     if head.qtype is not None:

@@ -1,6 +1,8 @@
 """Which nodes compute on integers, which values exist as integers, and which of those share one scale.
 
     anchor      a conv or dot, a product of two matrices: int8 wherever the rules and the accumulator allow
+    by row      a dot under "token" is an anchor that reads floats: each row of them gets a scale of its own inside the
+                graph, so that it wants no integers and no threshold
     flexible    a pool, add, gate, affine map, elementwise function or layout op: int8 where it stands between int8
                 nodes, that is, where its inputs are at hand as integers and its result flows into an anchor
     the rest    float; a dot whose weights alone are quantized among it
@@ -50,11 +52,12 @@ class ScaleGroup:
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """`int8`: nodes that compute on integers. `weight_only`: dots on floats whose weights are quantized. `groups`: the
-    scale group of every value that exists as integers. `reasons`: why each of the other nodes stays in float. Those of
-    bodies are among them all."""
+    """`int8`: nodes that compute on integers. `by_row`: the dots among them that read floats, whose rows get scales of
+    their own. `weight_only`: dots on floats whose weights are quantized. `groups`: the scale group of every value that
+    exists as integers. `reasons`: why each of the other nodes stays in float. Those of bodies are among them all."""
 
     int8: frozenset[Node]
+    by_row: frozenset[Node]
     weight_only: frozenset[Node]
     groups: dict[Node, ScaleGroup]
     reasons: dict[Node, str]
@@ -86,6 +89,7 @@ def place(
     parts = [_place(graph, config, in_float), *_bodies(graph, config, unseen, in_float)]
     return Placement(
         frozenset().union(*(part.int8 for part in parts)),
+        frozenset().union(*(part.by_row for part in parts)),
         frozenset().union(*(part.weight_only for part in parts)),
         {node: group for part in parts for node, group in part.groups.items()},
         {node: reason for part in parts for node, reason in part.reasons.items()},
@@ -113,7 +117,7 @@ def _part(node: Node) -> str:
 
 def _in_float(nodes: Iterable[Node], reason: str) -> Placement:
     made = (node for node in nodes if not node.is_constant and node.op != "input")
-    return Placement(frozenset(), frozenset(), {}, dict.fromkeys(made, reason))
+    return Placement(frozenset(), frozenset(), frozenset(), {}, dict.fromkeys(made, reason))
 
 
 def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_body: bool = False) -> Placement:
@@ -123,7 +127,9 @@ def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_bo
     anchors = {node for node in graph.nodes if node.op in ANCHORS and not _set_reason(reasons, node, config)}
     weight_only = {node for node in anchors if config.for_weights(node.name).weight_only}
     anchors -= weight_only
-    feeding = {node.operand(role) for node in anchors for role in ANCHORS[node.op]}
+    by_row = {node for node in anchors if _reads_by_row(node, config)}
+    read = {node: () if node in by_row else tuple(map(node.operand, ANCHORS[node.op])) for node in anchors}
+    feeding = {source for sources in read.values() for source in sources}
     for node in graph.nodes:
         if node in anchors or reads_bytes(node):
             capable.add(node)
@@ -137,11 +143,12 @@ def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_bo
     wanted: set[Node] = set()
     for node in reversed(graph.nodes):
         for user in graph.users[node]:
-            if node not in data_inputs(user) or reads_bytes(user):
-                continue
-            needs = user in anchors and any(user.operand(role) is node for role in ANCHORS[user.op])
-            if needs or (user in capable and user in wanted):
+            if node in read.get(user, ()):
                 wanted.add(node)
+            elif user in capable and user in wanted and not reads_bytes(user):
+                integers = (user.get("residual"),) if user in by_row else data_inputs(user)
+                if node in integers and not node.is_constant:
+                    wanted.add(node)
     int8 = anchors | (capable & wanted)
     groups = _groups(graph, int8, wanted, in_body)
     int8 -= {node for node in int8 if reads_bytes(node) and not groups[node].exact}
@@ -150,7 +157,12 @@ def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_bo
         if node not in explained and not node.is_constant and node.op != "input":
             known = node in capable
             reasons[node] = "its result is used in float only" if known else _unknown(node)
-    return Placement(frozenset(int8), frozenset(weight_only), groups, reasons)
+    return Placement(frozenset(int8), frozenset(by_row), frozenset(weight_only), groups, reasons)
+
+
+def _reads_by_row(node: Node, config: QuantConfig) -> bool:
+    """A row of nothing has no scale."""
+    return node.op == "dot" and config.for_activations(node.name) == "token" and terms(node) != 0
 
 
 def data_inputs(node: Node) -> tuple[Node, ...]:

@@ -84,14 +84,15 @@ def histograms_of(graph: Graph, tensors: Iterable[Tensor], known: Mapping[str, H
 def reads(graph: Graph, placement: Placement) -> dict[Node, dict[int, ScaleGroup]]:
     """{node: {index of an operand: the scale group whose error it has}}. An anchor or a table reads integers; a node in
     float what an int8 node made of them, perhaps moved. (A float value that an anchor reads as integers too reaches the
-    nodes in float as it is.) Without the nodes of bodies, whose values cannot be measured."""
+    nodes in float as it is, and a dot that reads floats by row.) Without the nodes of bodies, whose values cannot be
+    measured."""
     found: dict[Node, dict[int, ScaleGroup]] = {}
     made = _made_of_integers(graph, placement)
     for node in graph.nodes:
-        if node in placement.int8:
+        if node in placement.int8 and node not in placement.by_row:
             indices = [node.roles.index(role) for role in ANCHORS.get(node.op, ())]
             groups = {i: placement.groups[node.inputs[i]] for i in indices or range(node.op == "elementwise")}
-        elif node not in made:
+        elif node in placement.by_row or node not in made:
             groups = {i: made[source] for i, source in enumerate(node.inputs) if source in made}
         else:
             continue

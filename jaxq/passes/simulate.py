@@ -30,12 +30,14 @@ class Levels(NamedTuple):
 
     Attributes:
       scales: {scale group: () or (C,)}, zero_points: {scale group: ()} where it is not 0.
+      rows: {value that dots read by row: (C,)}, as of `Choices`.
       weights: {conv or dot: its weight, rounded}.
       biases: {conv or dot: (C,)} that are added to it.
     """
 
     scales: Mapping[str, Any]
     zero_points: Mapping[str, Any]
+    rows: Mapping[str, Any]
     weights: Mapping[str, Any]
     biases: Mapping[str, Any]
 
@@ -53,6 +55,7 @@ class Simulated:
         self.nodes = tuple(node for node in graph.all_nodes if node in placement.quantized and node.op not in LAYOUT)
         self._place = {node.name: i for i, node in enumerate(self.nodes)}
         self._reads = {node.name: _reads(node, placement) for node in graph.all_nodes}
+        self._by_row = {node.name for node in placement.by_row}
         self._groups = {group.name: group for group in placement.scale_groups}
 
     def levels(self, choices: Choices, config: QuantConfig) -> Levels:
@@ -61,6 +64,7 @@ class Simulated:
         return Levels(
             {name: np.asarray(qtype.scale, np.float32) for name, qtype in qtypes.items()},
             {name: np.float32(qtype.zero_point) for name, qtype in qtypes.items() if qtype.zero_point},
+            {name: np.asarray(channels, np.float32) for name, channels in choices.rows.items()},
             {node.name: self.weight(node, choices, config) for node in self.nodes if node.op in WEIGHTED},
             {name: np.asarray(bias, np.float32) for name, bias in choices.biases.items()},
         )
@@ -71,12 +75,19 @@ class Simulated:
             levels, grouped = grouped_weight(node, config)
             size = config.for_weights(node.name).group_size
             return levels * np.repeat(grouped, size, axis=1)[:, : levels.shape[1]]
-        group = self.placement.groups[node.operand("x")]
-        scale_x = 1.0 if group.exact else choices.qtypes[group.name].scale
+        scale_x = self._scale_of(node, choices)
         weight, scale = choices.weights.get(node.name) or quantized_weight(node, config, scale_x)
         real = weight * (scale if node.op == "conv" else scale[:, None])
         ones = np.ones_like(real) if np.ndim(scale_x) else 1.0
         return (real / scaled_weight(node, ones, scale_x)).astype(np.float32)
+
+    def _scale_of(self, node: Node, choices: Choices) -> float | np.ndarray:
+        """The scale of what a conv or dot reads; where rows have scales of their own, in units of these."""
+        x = node.operand("x")
+        if node in self.placement.by_row:
+            return choices.rows.get(x.name, 1.0)
+        group = self.placement.groups[x]
+        return 1.0 if group.exact else choices.qtypes[group.name].scale
 
     def __call__(
         self,
@@ -128,6 +139,9 @@ class Simulated:
 
         def rounded(*operands: Any) -> Any:
             given = [self._rounded(x, reads[i], levels) if i in reads else x for i, x in enumerate(operands)]
+            if node.name in self._by_row:
+                at = node.roles.index("x")
+                given[at] = numerics.fake_quantize_rows(given[at], levels.rows.get(node.operand("x").name))
             if weight is not None:
                 at = node.roles.index("weight")
                 given[at] = weight.astype(given[at].dtype)
@@ -145,7 +159,9 @@ def _reads(node: Node, placement: Placement) -> dict[int, str]:
     def is_rounded(source: Node) -> bool:
         if source in placement.int8 or node not in placement.int8:
             return source in placement.int8
-        return source is not node.get("residual") or node in placement.groups
+        if source is node.get("residual"):
+            return node in placement.groups
+        return node not in placement.by_row
 
     data = data_inputs(node)
     found = {i: _group_of(x, placement) for i, x in enumerate(node.inputs) if x in data and is_rounded(x)}

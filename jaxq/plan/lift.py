@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.graph.evaluate import float_weight
-from jaxq.graph.node import WEIGHTED, Aval, Graph, Names, Node, constant, is_int8
+from jaxq.graph.node import BORDERS, WEIGHTED, Aval, Graph, Names, Node, constant, is_int8
 from jaxq.graph.trace import trace
 from jaxq.passes.elementwise import WORDS
 from jaxq.passes.lower import fused_words, zero_point
@@ -34,14 +34,13 @@ from jaxq.passes.place import terms
 Function = Callable[[Any], Any]
 
 _FLOAT32 = np.dtype(np.float32)
-_BORDERS = ("quantize", "dequantize")
 
 
 def is_liftable(node: Node) -> bool:
     """Whether the node is quantized and has a form in float: no border, nor a table without a name."""
     if node.op == "weight_only_dot":
         return True
-    return is_int8(node) and node.op not in _BORDERS and (node.get("table") is None or _function(node) is not None)
+    return is_int8(node) and node.op not in BORDERS and (node.get("table") is None or _function(node) is not None)
 
 
 def lift(graph: Graph, reasons: Mapping[str, str] | None = None) -> Graph:
@@ -71,7 +70,7 @@ class _Lifting:
         for node in dict.fromkeys((*graph.inputs, *graph.nodes)):
             if node.is_constant or node.op == "input":
                 self.same[node] = node
-            elif node.op == "quantize":
+            elif node.op in ("quantize", "quantize_rows"):
                 self.real[node] = self.cast(self.as_same(node.operand("x")), _FLOAT32)
             elif node.op == "dequantize" and node.operand("x") in self.real:
                 self.same[node] = self.cast(self.real[node.operand("x")], node.aval.dtype)

@@ -71,6 +71,9 @@ def layers_of(graph: Graph, placement: Placement, int8: Graph, batch: int) -> li
     def layer(node: Node) -> Layer:
         groups = {value: placement.groups.get(value) for value in (*data_inputs(node), node)}
         values = {v.name: (v.aval, group.dtype) for v, group in groups.items() if group and not group.exact}
+        if node in placement.by_row:
+            x = node.operand("x")
+            values.setdefault(x.name, (x.aval, "int8"))
         in_float = {} if node.op in LAYOUT else {described(node, batch): alone(node)}
         return Layer(node.name, values, in_float, lowered.get(node.name))
 

@@ -43,12 +43,13 @@ def test_pools(dtype, window, strides, padding):
 
 @pytest.mark.parametrize("x_dtype", ["int8", "uint8"])
 @pytest.mark.parametrize("out", ["int8", "uint8", "float32"])
-@pytest.mark.parametrize("residual", [False, True])
-def test_dots(x_dtype, out, residual):
+@pytest.mark.parametrize(("residual", "by_row"), [(False, False), (True, False), (True, True)])
+def test_dots(x_dtype, out, residual, by_row):
     rng = np.random.default_rng(0)
     x = rng.integers(*((-127, 128) if x_dtype == "int8" else (0, 256)), (3, 5, 37)).astype(x_dtype)
     weight = rng.integers(-127, 128, (11, 37)).astype(np.int8)
-    node, operands = int8_node("dot", {"lo": -np.inf, "hi": np.inf}, x, weight, (3, 5, 11), out, residual, rng)
+    attrs = {"lo": -np.inf, "hi": np.inf}
+    node, operands = int8_node("dot", attrs, x, weight, (3, 5, 11), out, residual, rng, by_row)
     expected = cheap.jit(reference(node))(*operands)
     np.testing.assert_array_equal(jax.jit(xla.lower(node))(*operands), expected)
     np.testing.assert_array_equal(cheap.jit(choose(node))(*operands), expected)

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from networks import equations
+from nodes import row_scales
 
 from jaxq.backends import choose, cpu, gather, prepare
 from jaxq.backends.cpu import blocks, program, regions
+from jaxq.backends.cpu.takes import why_not
 from jaxq.graph.evaluate import accumulate, evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType, constant, topological
 from jaxq.graph.primitives import BY_NAME
@@ -33,7 +35,7 @@ def integers(rng, shape, dtype):
     return np.where(rng.random(shape) < 0.1, rng.choice([low, high], shape), drawn).astype(dtype)
 
 
-def int8_node(op, attrs, operands, out_dtype, rng, residual=None, table=False):
+def int8_node(op, attrs, operands, out_dtype, rng, residual=None, table=False, row_scale=None):
     """An int8 node whose data are inputs of a graph and whose weights and epilogue are constants, and the data."""
     data = {role: array for role, array in operands.items() if role != "weight"}
     probe = {role: source(array) for role, array in operands.items()}
@@ -58,9 +60,13 @@ def int8_node(op, attrs, operands, out_dtype, rng, residual=None, table=False):
         data["residual"] = residual
         nodes["residual"] = source(residual, "residual")
         nodes["residual_multiplier"] = constant(np.float32(0.371))
+    if row_scale is not None:
+        data["row_scale"] = row_scale
+        nodes["row_scale"] = source(row_scale, "row_scale").replace(qtype=None)
     if table:
         nodes["table"] = constant(integers(rng, (256,), out_dtype), "table")
-    order = ("x", "weight", "y", "multiplier", "bias", "lo", "hi", "residual", "residual_multiplier", "table")
+    order = ("x", "weight", "y", "multiplier", "bias", "lo", "hi", "row_scale", "residual", "residual_multiplier")
+    order += ("table",)
     aval = Aval(sums.shape, np.dtype(out_dtype))
     node = Node(op, (), {**INFINITE, **attrs}, aval, op, qtype=QType(out_dtype, 1.0))
     return node.with_operands({role: nodes[role] for role in order if role in nodes}), data
@@ -73,7 +79,7 @@ def check(node, data):
     graph = Graph(inputs, (node,))
     gathered = gather(graph)
     # One region, also where the node alone would not be worth one.
-    assert any(n.op == "region" for n in gathered.nodes), cpu.why_not(node)
+    assert any(n.op == "region" for n in gathered.nodes), why_not(node)
     run = jax.jit(lambda params, arrays: evaluate(gathered, params, arrays, choose)[0])
     params = jax.tree.map(jnp.asarray, graph.params)
     expected = cheap.jit(lambda params, arrays: evaluate(graph, params, arrays)[0])(params, arrays)
@@ -128,7 +134,52 @@ def test_dots(data):
     x, weight = integers(rng, (2, rows, k), draw(dtypes)), integers(rng, (n, k), "int8")
     shape = draw(st.sampled_from([(2, rows, n), (1, rows, n), (2, 1, n), (n,), (2, rows, 1), (2, 1, 1)]))
     residual = draw(st.sampled_from([None, integers(rng, shape, "int8"), rng.normal(size=shape).astype(np.float32)]))
-    check(*int8_node("dot", {}, {"x": x, "weight": weight}, draw(outputs), rng, residual=residual))
+    row_scale = draw(st.sampled_from([None, row_scales(rng, (2, rows))]))
+    check(*int8_node("dot", {}, {"x": x, "weight": weight}, draw(outputs), rng, residual, row_scale=row_scale))
+
+
+@pytest.mark.parametrize(("out", "channels"), [("int8", 21), ("uint8", 96), ("float32", 5), ("float32", 96)])
+def test_dots_of_rows_with_scales_of_their_own(out, channels):
+    """Some of them beyond what the output holds; in the epilogue alone, and before a table."""
+    rng = np.random.default_rng(channels)
+    x, weight = integers(rng, (3, 40, 64), "int8"), integers(rng, (channels, 64), "int8")
+    row_scale = row_scales(rng, (3, 40))
+    row_scale[0, :3, 0] = 1e-20, 1e30, np.finfo(np.float32).max / 127
+    for residual in (None, integers(rng, (3, 40, channels), "uint8")):
+        for table in (False, True) if out != "float32" else (False,):
+            check(*int8_node("dot", {}, {"x": x, "weight": weight}, out, rng, residual, table, row_scale))
+
+
+@pytest.mark.parametrize("columns", [1, 7, 64, 200])
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_rows_and_their_scales(every_node_is_a_region, columns, with_factor):
+    rng = np.random.default_rng(columns)
+    x = rng.normal(0, 3, (3, 5, columns)).astype(np.float32)
+    x[0, 0], x[1, 0, 0], x[1, 1, -1], x[2, 2] = 0, np.nan, -np.inf, np.nan
+    graph = by_row(x, rng.uniform(0.1, 9, columns).astype(np.float32) if with_factor else None)
+    gathered = gather(graph)
+    assert [node.op for node in gathered.nodes if node.op in ("region", "row_scale", "quantize_rows")] == ["region"]
+    params = jax.tree.map(jnp.asarray, graph.params)
+    found = jax.jit(lambda params, x: evaluate(gathered, params, [x], choose))(params, x)
+    expected = cheap.jit(lambda params, x: evaluate(graph, params, [x]))(params, x)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rows_with_the_scales_of_others_are_xlas():
+    graph = by_row(np.ones((3, 8), np.float32), None)
+    scale, rows = graph.outputs
+    other = source(np.ones((3, 8), np.float32), "other").replace(qtype=None)
+    assert why_not(rows) is None
+    assert "the scales of others" in why_not(rows.with_operands({"x": other, "row_scale": scale}))
+
+
+def by_row(x, factor):
+    """The scales of the rows, and the rows."""
+    operands = {"x": source(x).replace(qtype=None), "factor": None if factor is None else constant(factor, "factor")}
+    scale = Node("row_scale", (), {}, Aval((*x.shape[:-1], 1), x.dtype), "scale").with_operands(operands)
+    rows = Node("quantize_rows", (), {}, Aval(x.shape, np.dtype(np.int8)), "rows", qtype=QType("int8", 1.0))
+    return Graph((operands["x"],), (scale, rows.with_operands({**operands, "row_scale": scale})))
 
 
 def test_products_beyond_the_finite_floats():

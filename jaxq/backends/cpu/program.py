@@ -23,7 +23,7 @@ from jaxq.backends.cpu.values import Field, Values
 from jaxq.backends.cpu.views import Broadcast, View
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 3
+VERSION = 4
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -95,6 +95,10 @@ class _Encoder(Values):
             getattr(self, f"_{node.op}")(node)
         elif node.op == "reduce_window_max":
             self._max_pool(node)
+        elif node.op == "row_scale":
+            self._rows_and_scales(node)
+        elif node.op == "quantize_rows":
+            pass  # made with its scales
         else:
             self._by_rows(node)
 
@@ -103,6 +107,7 @@ class _Encoder(Values):
         fields: list[Field] = []
         for role in ("multiplier", "bias", "lo", "hi"):
             fields.append(self.views[node.operand(role)])
+        fields += [self._row_scale(node)] if node.get("row_scale") is not None else _NONE
         fields += [self.views[node.operand("table")]] if node.get("table") is not None else _NONE
         fields += self._residual(node) if residual is None else residual
         target = self.target(node)
@@ -113,6 +118,11 @@ class _Encoder(Values):
             assert rows is not None, node
             stride = rows[1]
         return [*fields, target, _DTYPE[node.aval.dtype.name], stride]
+
+    def _row_scale(self, node: Node) -> View:
+        """One number behind another."""
+        view, _, stride = self.rows(self.views[node.operand("row_scale")])
+        return view if stride == view.dtype.itemsize else self.dense(view)
 
     def _residual(self, node: Node) -> list[Field]:
         residual = node.get("residual")
@@ -294,6 +304,17 @@ class _Encoder(Values):
         self.emit(node.op, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
         if whole is not target:
             self.copy(target, whole)
+
+    def _rows_and_scales(self, node: Node) -> None:
+        """row_scale and the quantize_rows that reads it, as one operation."""
+        x, rows, stride = self.rows(self.views[node.operand("x")])
+        quantized = next((user for user in self.body.users[node] if user.op == "quantize_rows"), None)
+        target = self.allocate(x.shape, np.dtype(np.int8)) if quantized is None else self.target(quantized)
+        out = target.rows()
+        assert out is not None, node
+        factor = self._floats(node.operand("factor")) if node.get("factor") is not None else _NONE
+        fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride, target, _DTYPE["int8"], out[1]]
+        self.emit("quantize_rows", *fields, self.target(node), *factor)
 
     def _row_operands(self, node: Node, quantizer: Node | None) -> list[Field]:
         if node.op == "table":

@@ -9,7 +9,9 @@ from jaxq.backends.tactics import XLA, of
 from jaxq.graph.node import ACCUMULATING, Aval, Node
 
 MOVES = frozenset({"reshape", "transpose", "squeeze", "slice", "concatenate", "copy", "stop_gradient", "name"})
-_ROWS = frozenset({"quantize", "dequantize", "table", "softmax", "layer_norm"})
+_ROWS = frozenset({"quantize", "dequantize", "table", "softmax", "layer_norm", "row_scale", "quantize_rows"})
+_OF_FLOATS = frozenset({"quantize", "softmax", "layer_norm", "row_scale", "quantize_rows"})
+_TO_FLOATS = frozenset({"dequantize", "softmax", "layer_norm", "row_scale"})
 _DTYPES = ("int8", "uint8", "float32")
 
 
@@ -46,11 +48,17 @@ def _rows(node: Node) -> str | None:
     x = node.operand("x")
     if node.get("zero_point") is not None:
         return "its values have a zero point"
-    takes_float = node.op in ("quantize", "softmax", "layer_norm")
-    gives_float = node.op in ("dequantize", "softmax", "layer_norm")
+    takes_float, gives_float = node.op in _OF_FLOATS, node.op in _TO_FLOATS
     if (x.aval.dtype.name == "float32") != takes_float or (node.aval.dtype.name == "float32") != gives_float:
         return "it computes in another dtype than float32"
+    if node.op == "quantize_rows" and not _has_its_own_scales(node):
+        return "its rows have the scales of others"
     return None if x.aval.shape else "it is one number"
+
+
+def _has_its_own_scales(node: Node) -> bool:
+    scale = node.operand("row_scale")
+    return scale.op == "row_scale" and all(scale.get(role) is node.get(role) for role in ("x", "factor"))
 
 
 def _epilogue(node: Node) -> str | None:

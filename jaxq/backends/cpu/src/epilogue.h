@@ -110,11 +110,21 @@ struct Channels {
   }
 };
 
+// NaN stays.
+inline F32 finite(F32 x) { return min(all(FLT_MAX), max(all(-FLT_MAX), x)); }
+
+// A product with an accumulator times its row's scale.
+inline F32 by_row(F32 product, bool bounded, F32 row_scale) {
+  return finite(mul(bounded ? product : finite(product), row_scale));
+}
+
 // Vector v of a row's channels, `count` of them, before it is rounded to bytes; p: the row of the residual.
-template <Residual residual, bool kFull>
+template <Residual residual, bool kFull, bool kByRow = false>
 JAXQ_INLINE inline F32 finished(I32 acc, const Epilogue& e, const Channels& channels, const uint8_t* p, int v,
-                                int64_t count) {
-  const F32 y = add(mul(to_float(acc), load(channels.multiplier + v * kLanes)), load(channels.bias + v * kLanes));
+                                int64_t count, F32 row_scale = all(1.0f)) {
+  F32 y = mul(to_float(acc), load(channels.multiplier + v * kLanes));
+  if constexpr (kByRow) y = by_row(y, channels.bounded, row_scale);
+  y = add(y, load(channels.bias + v * kLanes));
   if constexpr (residual == Residual::none) return y;
   const int64_t at = channels.at + v * kLanes;
   const F32 x = residual == Residual::bytes ? to_float(widened<kFull>(p + at, e.residual_dtype, count))
@@ -123,7 +133,7 @@ JAXQ_INLINE inline F32 finished(I32 acc, const Epilogue& e, const Channels& chan
 }
 
 // The rows from `row` on, 4 / kVectors at a time; n fills its vectors if kFull.
-template <Residual residual, int kVectors, bool kFull, class Source>
+template <Residual residual, int kVectors, bool kFull, bool kByRow, class Source>
 void finish_bytes(const Source& source, const Epilogue& e, const Channels& channels, int64_t row, int64_t rows) {
   constexpr int kRows = 4 / kVectors;
   int64_t counts[kVectors];
@@ -141,13 +151,14 @@ void finish_bytes(const Source& source, const Epilogue& e, const Channels& chann
       const int64_t this_row = r + i < rows ? r + i : rows - 1;  // the last one again
       out[i] = e.out + (row + this_row) * e.out_stride + channels.at;
       const uint8_t* p = residual == Residual::none ? nullptr : residual_row(e, row + this_row);
+      const F32 row_scale = all(kByRow ? e.row_scale[row + this_row] : 1.0f);
       JAXQ_UNROLL
       for (int v = 0; v < kVectors; ++v) {
         const I32 acc = source.template get<kFull>(this_row, channels.c + v * kLanes, counts[v]);
-        y[i * kVectors + v] = finished<residual, kFull>(acc, e, channels, p, v, counts[v]);
+        y[i * kVectors + v] = finished<residual, kFull, kByRow>(acc, e, channels, p, v, counts[v], row_scale);
       }
     }
-    if (!channels.bounded) {
+    if (kByRow || !channels.bounded) {
       JAXQ_UNROLL
       for (int i = 0; i < 4; ++i) y[i] = min(y[i], largest);
     }
@@ -161,10 +172,14 @@ using Finish = void (*)(const Source&, const Epilogue&, const Channels&, int64_t
 
 template <int kVectors, bool kFull, class Source>
 Finish<Source> finish_with_residual(const Epilogue& e) {
+  if (e.row_scale) {
+    if (!e.residual) return finish_bytes<Residual::none, kVectors, kFull, true, Source>;
+    return finish_bytes<Residual::other, kVectors, kFull, true, Source>;
+  }
   switch (residual_kind(e)) {
-    case Residual::none: return finish_bytes<Residual::none, kVectors, kFull, Source>;
-    case Residual::bytes: return finish_bytes<Residual::bytes, kVectors, kFull, Source>;
-    default: return finish_bytes<Residual::other, kVectors, kFull, Source>;
+    case Residual::none: return finish_bytes<Residual::none, kVectors, kFull, false, Source>;
+    case Residual::bytes: return finish_bytes<Residual::bytes, kVectors, kFull, false, Source>;
+    default: return finish_bytes<Residual::other, kVectors, kFull, false, Source>;
   }
 }
 
@@ -195,31 +210,46 @@ struct Floats {
 };
 
 // Channels [at, at + count) of one row, a whole vector if kFull; p: the row of the residual.
-template <bool kFull>
+template <bool kFull, bool kByRow>
 JAXQ_INLINE inline void finish_float(I32 acc, const Epilogue& e, const Floats& floats, const uint8_t* p, float* out,
-                                     int64_t at, int64_t count) {
+                                     int64_t at, int64_t count, F32 row_scale) {
   const auto of_channels = [&](const float* values) { return kFull ? load(values + at) : load(values + at, count); };
-  const auto bounded = [](F32 x) { return min(all(FLT_MAX), max(all(-FLT_MAX), x)); };
   F32 y = mul(to_float(acc), of_channels(e.multiplier));
-  y = add(floats.bounded ? y : bounded(y), of_channels(e.bias));
-  if (p) y = add(y, bounded(mul(residual_of(e, p, at, count), all(e.residual_multiplier))));
+  if constexpr (kByRow) {
+    y = by_row(y, floats.bounded, row_scale);
+  } else {
+    y = floats.bounded ? y : finite(y);
+  }
+  y = add(y, of_channels(e.bias));
+  if (p) y = add(y, finite(mul(residual_of(e, p, at, count), all(e.residual_multiplier))));
   if (floats.clipped) y = min(of_channels(e.hi), max(of_channels(e.lo), y));  // NaN stays
   if constexpr (kFull) return store(out + at, y);
   store(out + at, y, count);
 }
 
-template <class Source>
-void finish_floats(const Source& source, const Epilogue& e, const Floats& floats, int64_t row, int64_t rows,
+template <bool kByRow, class Source>
+void finish_floats_by(const Source& source, const Epilogue& e, const Floats& floats, int64_t row, int64_t rows,
                    int64_t channel, int64_t n) {
   for (int64_t r = 0; r < rows; ++r) {
     float* out = reinterpret_cast<float*>(e.out + (row + r) * e.out_stride);
     const uint8_t* p = e.residual ? residual_row(e, row + r) : nullptr;
+    const F32 scale = all(kByRow ? e.row_scale[row + r] : 1.0f);
     int64_t c = 0;
     for (; c + kLanes <= n; c += kLanes) {
-      finish_float<true>(source.template get<true>(r, c, kLanes), e, floats, p, out, channel + c, kLanes);
+      const I32 acc = source.template get<true>(r, c, kLanes);
+      finish_float<true, kByRow>(acc, e, floats, p, out, channel + c, kLanes, scale);
     }
-    if (c < n) finish_float<false>(source.template get<false>(r, c, n - c), e, floats, p, out, channel + c, n - c);
+    if (c == n) continue;
+    const I32 acc = source.template get<false>(r, c, n - c);
+    finish_float<false, kByRow>(acc, e, floats, p, out, channel + c, n - c, scale);
   }
+}
+
+template <class Source>
+void finish_floats(const Source& source, const Epilogue& e, const Floats& floats, int64_t row, int64_t rows,
+                   int64_t channel, int64_t n) {
+  if (e.row_scale) return finish_floats_by<true>(source, e, floats, row, rows, channel, n);
+  finish_floats_by<false>(source, e, floats, row, rows, channel, n);
 }
 
 // Values that have a table, in place.

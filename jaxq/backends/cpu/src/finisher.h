@@ -16,7 +16,7 @@ class Finisher {
       channels_[groups_] = Channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
       finish_[groups_] = finish_of<InMemory>(e, channels_[groups_]);
       const bool whole = channels_[groups_].n == channels_[groups_].vectors * kLanes;
-      if (!channels_[groups_].bounded || (e.residual && !whole)) residual_ = Residual::other;
+      if (!channels_[groups_].bounded || (e.residual && !whole) || e.row_scale) residual_ = Residual::other;
     }
   }
 

@@ -35,14 +35,15 @@ constexpr int64_t depthwise_size(int64_t kh, int64_t kw, int64_t c) {
   return round_up(c, 64) * 4 * (kw * (round_up(kh, 4) / 4) + 1);
 }
 
-// numerics.epilogue, for rows of accumulators: y = acc * multiplier[c] + bias[c] + residual * residual_multiplier, each
-// product rounded before it is added; clipped to [lo[c], hi[c]]; rounded half to even; looked up in the table.
+// numerics.epilogue, for rows of accumulators: y = acc * multiplier[c] (* row_scale) + bias[c] + residual *
+// residual_multiplier, each product rounded before it is added; clipped to [lo[c], hi[c]]; rounded half to even; looked up in the table.
 struct Epilogue {
   const float* multiplier;
   const float* bias;
   const float* lo;
   const float* hi;
-  const uint8_t* table;  // 256 entries by the byte of the int8 result, or null
+  const float* row_scale;  // one for each row, or null
+  const uint8_t* table;    // 256 entries by the byte of the int8 result, or null
 
   const uint8_t* residual;  // or null; the row of output row r is (r / residual_repeat) % residual_period
   DType residual_dtype;
@@ -171,6 +172,8 @@ struct Kernels {
   // q = round(clip(x * multiplier[c])), NaN to 0; x = q * scale[c]; `step` 0: one multiplier or scale for all.
   void (*quantize)(const Rows&, const float* multiplier, int64_t step, int64_t first, int64_t last);
   void (*dequantize)(const Rows&, const float* scale, int64_t step, int64_t first, int64_t last);
+  // Each row of float32 to int8 by a scale of its own, which goes to `scales`; `factor` (of each channel) may be null.
+  void (*quantize_rows)(const Rows&, const float* factor, float* scales, int64_t first, int64_t last);
   // float32 rows to float32; or, where the output is of bytes, quantized by the multiplier.
   void (*softmax)(const Rows&, float multiplier, int64_t first, int64_t last);
   // scale and bias may be null; center: subtract the mean (layer norm), or not (RMS norm).

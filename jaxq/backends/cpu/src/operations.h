@@ -44,6 +44,7 @@ class Operations {
         case 10: softmax(); break;
         case 11: layer_norm(); break;
         case 12: copy(); break;
+        case 13: quantize_rows(); break;
         default: throw Invalid("the program holds an operation that this library does not know");
       }
     }
@@ -58,6 +59,7 @@ class Operations {
     e.bias = read_.floats(channels);
     e.lo = read_.floats(channels);
     e.hi = read_.floats(channels);
+    e.row_scale = optional_floats(rows);
     const Place table = read_.place(true);
     if (table) Reader::check(table, 256);
     e.table = table.data;
@@ -344,6 +346,18 @@ class Operations {
     const int64_t step = read_.number(0, 1);
     const float* scale = read_.floats(step ? p.cols : 1);
     ranges(rows, p.cols, [&](int64_t first, int64_t last) { kernels_.dequantize(p, scale, step, first, last); });
+  }
+
+  void quantize_rows() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype == DType::f32 && p.out_dtype == DType::s8);
+    const Place scales = read_.place();
+    Reader::check(scales, rows * 4, DType::f32);
+    const float* factor = optional_floats(p.cols);
+    ranges(rows, p.cols * 2, [&](int64_t first, int64_t last) {
+      kernels_.quantize_rows(p, factor, reinterpret_cast<float*>(scales.data), first, last);
+    });
   }
 
   void softmax() {

@@ -20,7 +20,7 @@ struct Buffer {
   int64_t size;  // bytes
 };
 
-constexpr int64_t kProgramVersion = 3;
+constexpr int64_t kProgramVersion = 4;
 
 class Reader {
  public:

@@ -49,6 +49,7 @@ constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA),
                               table,
                               quantize,
                               dequantize,
+                              quantize_rows,
                               softmax,
                               layer_norm};
 
