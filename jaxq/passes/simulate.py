@@ -113,7 +113,7 @@ class Simulated:
                 return self._rounding(node, levels)
             if node.name not in self._place:
                 return reference(node)
-            on, float_, int8 = mask[self._place[node.name]], _float(node), self._rounding(node, levels)
+            on, float_, int8 = mask[self._place[node.name]], float_function(node), self._rounding(node, levels)
             return lambda *operands: jnp.where(on, int8(*operands), float_(*operands))
 
         values = evaluate(graph, params, leaves, lower, tap)
@@ -135,7 +135,7 @@ class Simulated:
         biased = node
         if bias is not None and node.get("bias") is None:
             biased = node.replace(inputs=(*node.inputs, node.inputs[0]), roles=(*node.roles, "bias"))
-        run = _float(biased)
+        run = float_function(biased)
 
         def rounded(*operands: Any) -> Any:
             given = [self._rounded(x, reads[i], levels) if i in reads else x for i, x in enumerate(operands)]
@@ -174,7 +174,7 @@ def _group_of(node: Node, placement: Placement) -> str | None:
     return None if group is None or group.exact else group.name
 
 
-def _float(node: Node) -> Callable[..., Any]:
+def float_function(node: Node) -> Callable[..., Any]:
     """The node's function in float; of a depthwise convolution on the CPU one that is not slow there."""
     depthwise = node.op == "conv" and node.attrs["groups"] == node.aval.shape[-1] == node.operand("x").aval.shape[-1]
     if not depthwise or jax.default_backend() != "cpu":

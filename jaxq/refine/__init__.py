@@ -1,0 +1,5 @@
+"""What makes an int8 graph more accurate by data: steps that each change what was chosen, kept if the results gain.
+
+state.py        State: a placed graph and its choices; Samples: the examples, those to fit on and those held back
+channels.py     a scale for each channel of a dot's or convolution's input (SmoothQuant, cross-layer equalisation)
+"""

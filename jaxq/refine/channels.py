@@ -1,0 +1,183 @@
+"""A scale for each channel of what dots and convolutions read, its inverse in their weights: at no cost when it runs.
+
+A value x of channels k with the scales s_k is quantized as x_k / s_k, which its producer's epilogue, or the quantize,
+does by channel; a reader's weight w[k] becomes w[k] * s_k. In real numbers nothing changes. Where some channels are far
+larger than the others the others then have more levels; what they gain the weights lose. Candidates for s_k, up to a
+factor:
+
+    amax|x_k|^a / amax|w_k|^(1 - a)     SmoothQuant (arXiv 2211.10438)
+    sqrt(amax|v_k| / amax|w_k|)         cross-layer equalisation (arXiv 1906.04721), v_k the weights that make x_k
+
+    sqrt(amax|v_k| / amax|w_k|)         cross-layer equalisation (arXiv 1906.04721), v_k the weights that make x_k
+examples is taken, if they err less than with one scale.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxq import numerics
+from jaxq.graph.node import LAYOUT, WEIGHTED, Node, QType
+from jaxq.passes.place import ScaleGroup
+from jaxq.passes.simulate import float_function
+from jaxq.refine.state import Samples, State
+
+# The share of the largest channel-wise maximum that the scale covers.
+_CLIPS = (1.0, 0.8)
+
+# The power of the activations' maxima; the rest is the weights'.
+_POWERS = (0.5, 0.75, 0.9)
+
+# Layout ops behind which the last axis is the same channels, besides a reshape of the other axes.
+_KEEPS_CHANNELS = frozenset({"copy", "name", "stop_gradient", "convert_element_type", "reduce_window_max", "pad"})
+
+# Below the largest maximum by this factor, channels have a scale as if they were there.
+_LEAST = 1e-3
+
+
+def refine(state: State, samples: Samples) -> State:
+    """The state with a scale by channel for each scale group where the readers err less by it."""
+    values = samples.values(state.graph)
+    qtypes = dict(state.choices.qtypes)
+    changed: set[str] = set()
+    for group, readers in groups(state):
+        if group.name not in values:
+            continue
+        found = _best(state, group, readers, values)
+        if found is not None:
+            qtypes[group.name] = found
+            changed |= {reader.name for reader in readers}
+    weights = {name: weight for name, weight in state.choices.weights.items() if name not in changed}
+    return state.choose(qtypes=qtypes, weights=weights)
+
+
+def groups(state: State) -> Iterator[tuple[ScaleGroup, list[Node]]]:
+    """The scale groups whose channels may have scales of their own, and the convs and dots that read each."""
+    graph, placement = state.graph, state.placement
+    members: dict[ScaleGroup, list[Node]] = {group: [] for group in placement.scale_groups}
+    for node, group in placement.groups.items():
+        if not group.exact:
+            members[group].append(node)
+    for group, nodes in members.items():
+        users = [(user, node) for node in nodes for user in graph.users.get(node, ())]
+        readers = [user for user, x in users if user in placement.int8 and _reads(user, x)]
+        fits = all(_makes_channels(state, node) for node in nodes) and all(
+            _takes_channels(state, *use) for use in users
+        )
+        if readers and fits and not group.in_body and not group.least:
+            yield group, list(dict.fromkeys(readers))
+
+
+def _reads(user: Node, x: Node) -> bool:
+    return user.op in WEIGHTED and user.operand("x") is x
+
+
+def _makes_channels(state: State, node: Node) -> bool:
+    """Whether the node, of a group, can give each channel its scale."""
+    if node not in state.placement.int8:
+        return True  # its values are floats and quantized behind it
+    if node.op == "reshape":
+        return bool(node.aval.shape[-1] == node.inputs[0].aval.shape[-1])
+    if node.op == "pad":
+        return not any(node.attrs["padding_config"][-1])
+    if node.op in LAYOUT:
+        return node.op in _KEEPS_CHANNELS
+    return node.op != "elementwise" and node.get("residual") is None
+
+
+def _takes_channels(state: State, user: Node, node: Node) -> bool:
+    """Whether the user's integers, or floats, are right where each channel of the node has a scale of its own."""
+    placement = state.placement
+    if user not in placement.int8 or (user.op in LAYOUT and user in placement.groups):
+        return True
+    if user.get("residual") is node and (user in placement.groups or node in placement.int8):
+        return False
+    if user.op in WEIGHTED or user.op in ("affine", "window_sum"):
+        return True
+    return user.op == "sum" and len(node.aval.shape) - 1 not in user.attrs["axes"]
+
+
+def _best(state: State, group: ScaleGroup, readers: Sequence[Node], values: Mapping[str, np.ndarray]) -> QType | None:
+    x = values[group.name]
+    if not np.all(np.isfinite(x)):
+        return None
+    measure = reader_error(state, group, readers, values)
+    before = state.choices.qtypes[group.name]
+    best, least = None, measure(before)
+    for scale in _candidates(state, group, readers, np.abs(x).reshape(-1, x.shape[-1]).max(0).astype(np.float64)):
+        qtype = replace(before, scale=scale)
+        error = measure(qtype)
+        if error < least:
+            best, least = qtype, error
+    return best
+
+
+def _candidates(state: State, group: ScaleGroup, readers: Sequence[Node], amax: np.ndarray) -> Iterator[np.ndarray]:
+    """Scales by channel, float64 (C,)."""
+    largest = numerics.largest_level(group.dtype)
+    of_readers = np.max([_input_amax(reader, reader.operand("weight").value) for reader in readers], axis=0)
+    of_readers = np.maximum(of_readers, max(of_readers.max() * _LEAST, numerics.SMALLEST_AMAX))
+    amax = np.maximum(amax, max(amax.max() * _LEAST, numerics.SMALLEST_AMAX))
+    shapes = [amax**power / of_readers ** (1 - power) for power in _POWERS]
+    source = group.sources[0]
+    if source.op in WEIGHTED and source in state.placement.int8:
+        weight = np.asarray(source.operand("weight").value)
+        made = np.abs(weight).max(axis=1 if source.op == "dot" else tuple(range(weight.ndim - 1)))
+        made = np.maximum(made, max(made.max() * _LEAST, numerics.SMALLEST_AMAX))
+        shapes.append(np.sqrt(made / of_readers))
+    for shape in shapes:
+        covering = shape * (amax / shape).max() / largest
+        yield from (covering * clip for clip in _CLIPS)
+
+
+def _input_amax(reader: Node, weight: np.ndarray) -> np.ndarray:
+    """The largest weight of each input channel of a conv or dot."""
+    if reader.op == "dot":
+        return np.abs(weight).max(axis=0)
+    groups = reader.attrs["groups"]
+    by_group = np.abs(weight).max(axis=tuple(range(weight.ndim - 2))).reshape(weight.shape[-2], groups, -1)
+    return by_group.max(axis=-1).T.reshape(-1)
+
+
+def reader_error(
+    state: State, group: ScaleGroup, readers: Sequence[Node], values: Mapping[str, np.ndarray]
+) -> Callable[[QType], float]:
+    """What the group stands for to the error of its readers' results: the sum of each one's squared error over its
+    square, with this input and the weights rounded."""
+    runs = [_reader(reader, values) for reader in readers]
+    lowest, highest = numerics.BOUNDS[group.dtype]
+
+    def error(qtype: QType) -> float:
+        tried = state.choose(qtypes={**state.choices.qtypes, group.name: qtype}, weights={})
+        scale, zero_point = np.asarray(qtype.scale, np.float32), np.float32(qtype.zero_point)
+        total = sum(
+            run(scale, zero_point, lowest, highest, tried.weight(node)) for run, node in zip(runs, readers, strict=True)
+        )
+        return float(total)
+
+    return error
+
+
+def _reader(node: Node, values: Mapping[str, np.ndarray]) -> Callable[..., Any]:
+    function = float_function(node)
+    operands = {
+        role: source.value if source.is_constant else values[source.name]
+        for role, source in zip(node.roles, node.inputs, strict=True)
+        if role != "weight"
+    }
+
+    @jax.jit
+    def run(
+        operands: Any, exact: Any, scale: Any, zero_point: Any, lowest: Any, highest: Any, weight: Any
+    ) -> jax.Array:
+        x = numerics.fake_quantize(operands["x"], scale, zero_point, lowest=lowest, highest=highest)
+        given = operands | {"x": x, "weight": weight.astype(x.dtype)}
+        y = function(*(given[role] for role in node.roles)).astype(np.float32)
+        return ((y - exact) ** 2).sum() / (exact**2).sum()
+
+    exact = values[node.name].astype(np.float32)
+    placed = jax.device_put((operands, exact))
+    return lambda *choice: run(*placed, *choice)

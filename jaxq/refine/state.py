@@ -1,0 +1,146 @@
+"""What refinement works on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq.calibration.step import leading_size, rows
+from jaxq.config import QuantConfig
+from jaxq.graph.evaluate import evaluate
+from jaxq.graph.node import Aval, Graph, Node
+from jaxq.passes.choices import Choices
+from jaxq.passes.place import Placement
+from jaxq.passes.simulate import Simulated, float_function
+
+# The values of a graph on the examples to fit are held in memory, of as many of these as take so many bytes.
+_ROOM = 1 << 30
+
+# Of so many examples one is held back.
+_HELD_BACK = 4
+
+# The results are compared on so many examples at once.
+_PART = 16
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A placed float graph and what was chosen for it."""
+
+    graph: Graph
+    placement: Placement
+    choices: Choices
+    config: QuantConfig
+
+    @cached_property
+    def simulated(self) -> Simulated:
+        return Simulated(self.graph, self.placement)
+
+    @cached_property
+    def run(self) -> Callable[..., list[jax.Array]]:
+        """The simulated int8 graph, compiled: (parameters, levels, leaves) to outputs."""
+        return jax.jit(lambda params, levels, leaves: self.simulated(params, levels, leaves, self._batch(leaves)))
+
+    def _batch(self, leaves: Sequence[Any]) -> int:
+        return leading_size(self.graph, leaves)
+
+    def choose(self, **changes: Any) -> "State":
+        """The state with other choices; what is compiled for it stays."""
+        new = replace(self, choices=replace(self.choices, **changes))
+        for name in ("simulated", "run"):
+            new.__dict__[name] = getattr(self, name)
+        return new
+
+    def weight(self, node: Node) -> np.ndarray:
+        """The real weight that a conv's or dot's integers stand for."""
+        return self.simulated.weight(node, self.choices, self.config)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Calibration examples: `fit` to choose by, `held` back to judge by; the leaves of the graph's arguments."""
+
+    fit: Sequence[np.ndarray]
+    held: Sequence[np.ndarray]
+    _exact: dict[Graph, Any] = field(default_factory=dict)
+    _values: dict[Graph, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def split(graph: Graph, leaves: Sequence[np.ndarray]) -> "Samples":
+        """One of four is held back; of a fixed batch, or a single example, all are fitted and judged by."""
+        size = leading_size(graph, leaves)
+        if size < 2:
+            return Samples(leaves, leaves)
+        held = max(size // _HELD_BACK, 1)
+        return Samples(rows(graph, leaves, slice(held, None)), rows(graph, leaves, slice(held)))
+
+    def values(self, graph: Graph) -> Mapping[str, np.ndarray]:
+        """The float value of every node, on the first of the examples to fit, as many as there is room for."""
+        if graph not in self._values:
+            one = graph.bind(1)
+            size = sum(4 * int(np.prod(node.aval.shape)) for node in one.nodes if isinstance(node.aval, Aval))
+            leaves = rows(graph, self.fit, slice(max(_ROOM // max(size, 1), 1)))
+            self._values.clear()
+            self._values[graph] = _values(graph, leaves)
+        found: Mapping[str, np.ndarray] = self._values[graph]
+        return found
+
+    def error(self, state: State) -> float:
+        """The squared error of the simulated results over their square, on the examples held back; the mean over the
+        results that are floats. Infinite where one is not finite."""
+        graph = state.graph
+        floats = [i for i, node in enumerate(graph.outputs) if node.aval.is_float]
+        levels = jax.device_put(state.simulated.levels(state.choices, state.config))
+        params = jax.device_put(graph.params)
+        squares = np.zeros((len(floats), 2))
+        for exact, part in zip(self._exact_parts(graph), self._parts(graph), strict=True):
+            found = state.run(params, levels, part)
+            squares += [_squares(exact[i], np.asarray(found[i], np.float64)) for i in floats]
+        error = float(np.mean(squares[:, 1] / np.maximum(squares[:, 0], _TINY)))
+        return error if np.isfinite(error) else np.inf
+
+    def _parts(self, graph: Graph) -> list[Sequence[np.ndarray]]:
+        size = leading_size(graph, self.held)
+        return [rows(graph, self.held, slice(i, i + _PART)) for i in range(0, size, _PART)] or [self.held]
+
+    def _exact_parts(self, graph: Graph) -> list[list[np.ndarray]]:
+        if graph not in self._exact:
+            run = jax.jit(_exactly(graph))
+            params = jax.device_put(graph.params)
+            found = ([np.asarray(y) for y in run(params, part)] for part in self._parts(graph))
+            self._exact[graph] = [[_wide(y) for y in outputs] for outputs in found]
+        exact: list[list[np.ndarray]] = self._exact[graph]
+        return exact
+
+
+def _exactly(graph: Graph) -> Callable[..., list[Any]]:
+    return lambda params, leaves: evaluate(graph.bind(leading_size(graph, leaves)), params, leaves, float_function)
+
+
+def _wide(y: np.ndarray) -> np.ndarray:
+    return y.astype(np.float64) if jnp.issubdtype(y.dtype, jnp.floating) else y
+
+
+def _squares(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
+    """What is infinite by design, as in a mask, counts for nothing."""
+    finite = np.isfinite(exact)
+    return float(np.sum(exact[finite] ** 2)), float(np.sum((found - exact)[finite] ** 2))
+
+
+def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+
+    def keep(node: Node, value: Any) -> None:
+        if isinstance(node.aval, Aval):
+            found[node.name] = np.asarray(value)
+
+    params = {name: jnp.asarray(value) for name, value in graph.params.items()}
+    bound = graph.bind(leading_size(graph, leaves))
+    evaluate(bound, params, [jnp.asarray(leaf) for leaf in leaves], float_function, keep)
+    return dict(zip((node.name for node in graph.inputs), leaves, strict=True)) | found
