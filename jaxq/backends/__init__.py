@@ -18,7 +18,7 @@ from jax.extend.backend import backends
 
 import pallas_kernels
 from jaxq.backends import cpu, pallas, xla
-from jaxq.backends.cpu.packing import Form, PackedWeight
+from jaxq.backends.cpu.packing import AnyForm, PackedWeight
 from jaxq.backends.tactics import CPU, XLA, Tactic, of
 from jaxq.calibration import kernels
 from jaxq.graph.evaluate import evaluate
@@ -115,7 +115,7 @@ def _region(node: Node) -> Callable[..., Any]:
     def call(*operands: Any) -> Any:
         # Weights in the form of another machine's kernels are packed in the call.
         return packed_call(
-            *(x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, Form) else x for x in operands)
+            *(x.unpack() if isinstance(x, PackedWeight) and not isinstance(x.form, AnyForm) else x for x in operands)
         )
 
     either = pallas_kernels.by_platform({"cpu": call, "default": default})

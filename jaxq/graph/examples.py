@@ -104,7 +104,7 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(ELEMENTWISE, _always),
     **dict.fromkeys(ACCUMULATING, _always),
     **dict.fromkeys(("quantize", "dequantize", "table", "elementwise", "squeeze", "dynamic_slice"), _always),
-    "quantize_rows": _always,
+    **dict.fromkeys(("quantize_rows", "weight_only_dot"), _always),
     **dict.fromkeys(("softmax", "layer_norm", "row_scale", "top_k"), _of_last_axis),
     **{f"reduce_{name}": _not_along("axes") for name in ("sum", "max", "min", "prod", "and", "or", "xor")},
     **dict.fromkeys(("argmax", "argmin", "sum"), _not_along("axes")),

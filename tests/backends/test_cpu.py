@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from networks import equations
 from nodes import row_scales
 
+from jaxq import numerics
 from jaxq.backends import choose, cpu, gather, prepare
 from jaxq.backends.cpu import blocks, program, regions
 from jaxq.backends.cpu.takes import why_not
@@ -180,6 +181,41 @@ def by_row(x, factor):
     scale = Node("row_scale", (), {}, Aval((*x.shape[:-1], 1), x.dtype), "scale").with_operands(operands)
     rows = Node("quantize_rows", (), {}, Aval(x.shape, np.dtype(np.int8)), "rows", qtype=QType("int8", 1.0))
     return Graph((operands["x"],), (scale, rows.with_operands({**operands, "row_scale": scale})))
+
+
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])
+@given(st.data())
+def test_weight_only_dots(data):
+    """Every sum and product is rounded: those of a group, then those of the groups, bias and residual."""
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    rows, depth, channels = (draw(st.sampled_from(sizes)) for sizes in ([1, 2, 5, 40], [1, 33, 300], [3, 16, 90]))
+    bits, size, lo = (draw(st.sampled_from(choices)) for choices in ([8, 4], [16, 128], [-np.inf, 0.0]))
+    x, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((2, rows, depth), (channels, depth)))
+    levels, scale = numerics.quantize_groups(weight, group_size=size, bits=bits)
+    constants = {"weight": levels if bits == 8 else numerics.pack_int4(levels), "scale": scale}
+    constants |= {"bias": rng.normal(size=channels).astype(np.float32)} if draw(st.booleans()) else {}
+    nodes, arrays = {"x": source(x)}, {"x": x}
+    if (shape := draw(st.sampled_from([None, (2, rows, channels), (channels,), (2, 1, 1)]))) is not None:
+        arrays["residual"] = rng.normal(size=shape).astype(np.float32)
+        nodes["residual"] = source(arrays["residual"], "residual")
+    nodes |= {role: constant(value, role) for role, value in constants.items()}
+    attrs = {"precision": None, "bits": bits, "group_size": size, "lo": lo, "hi": np.inf}
+    node = Node("weight_only_dot", (), attrs, Aval((2, rows, channels), x.dtype), "dot").with_operands(nodes)
+
+    graph = Graph(tuple(nodes[name] for name in arrays), (node,))
+    gathered, leaves = gather(graph), [jnp.asarray(array) for array in arrays.values()]
+    assert [n.op for n in gathered.nodes if n.op == "region"]
+    run = jax.jit(lambda params, leaves: evaluate(gathered, params, leaves, choose)[0])
+    found = np.asarray(run(prepare(gathered, graph.params), leaves))
+    np.testing.assert_array_equal(run(graph.params, leaves), found)
+
+    factors = np.float64(levels) * np.repeat(scale, size, 1)[:, :depth]
+    terms = [constants.get("bias", 0.0), arrays.get("residual", 0.0)]
+    exact = np.maximum(np.float64(x) @ factors.T + sum(terms), lo)
+    magnitude = np.abs(x) @ np.abs(factors).T + sum(map(np.abs, terms))
+    roundings = min(size, depth) + scale.shape[1] + 4
+    assert np.all(np.abs(found - exact) <= roundings * 2.0**-24 * magnitude)
 
 
 def test_products_beyond_the_finite_floats():

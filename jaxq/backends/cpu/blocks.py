@@ -12,7 +12,10 @@ _ROOM = 6 << 20
 
 
 def batch_of(unbound: Graph, body: Graph) -> int:
-    """The batch size at which `body` is `unbound` bound, where each example is computed by itself; 1 elsewhere."""
+    """The batch size at which `body` is `unbound` bound, where each example is computed by itself; 1 elsewhere, and
+    where to read weights takes the time, which all examples share."""
+    if any(node.op == "weight_only_dot" for node in body.nodes):
+        return 1
     if not all(node.aval.follows_batch for node in unbound.outputs) or not all(map(keeps_apart, unbound.nodes)):
         return 1
     pairs = zip(unbound.inputs, body.inputs, strict=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from jaxq.backends.cpu import library, program
-from jaxq.backends.cpu.packing import Form, PackedWeight
+from jaxq.backends.cpu.packing import AnyForm, PackedWeight
 from jaxq.graph.node import Graph, Node
 
 
@@ -72,14 +72,14 @@ def _folds(unbound: Graph, in_batched: Any) -> bool:
     return inputs and all(node.aval.leads_batch for node in unbound.outputs)
 
 
-def _packed(forms: dict[int, Form], index: int, operand: Any) -> Any:
+def _packed(forms: dict[int, AnyForm], index: int, operand: Any) -> Any:
     """The data of a packed weight; one that is not packed yet is packed in the call."""
     if index not in forms:
         return operand
     return operand.data if isinstance(operand, PackedWeight) else forms[index].pack(operand).data
 
 
-def _plain(forms: dict[int, Form], index: int, data: Any, is_batched: bool) -> Any:
+def _plain(forms: dict[int, AnyForm], index: int, data: Any, is_batched: bool) -> Any:
     if index not in forms:
         return data
     return jax.vmap(forms[index].unpack)(data) if is_batched else forms[index].unpack(data)

@@ -5,6 +5,7 @@ lines of 16 channels x 4 values, K padded to 64 with zeros, then 128 * sum(w) of
 convolution (KH, KW, C), for each block of 64 channels and each column of the kernel KH / 4 lines of 64 channels
 x 4 rows, then the same sums; the channels (4 x 4 x 4) with their first two axes swapped, as 128-bit shuffles interleave
 them. A convolution of several groups is the matrices of its groups, one after another.
+Of a weight-only dot, weight and scales (N, L): for each block of 16 output channels, L lines of 16 channels.
 """
 
 from dataclasses import dataclass
@@ -23,11 +24,11 @@ BLOCK, DEPTH, LANES = 16, 64, 64
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """An int8 weight, packed. It stands for the array that `unpack` gives, whose shape and dtype it has.
+    """A weight, packed. It stands for the array that `unpack` gives, whose shape and dtype it has.
 
     Attributes:
-      data: int8, or what another backend's form says, a pytree.
-      form: how `data` lies: a `Form`, or that of another backend, with `shape` and `unpack`.
+      data: an array of the weight's dtype, or what another backend's form says, a pytree.
+      form: how `data` lies: a `Form` or `GroupForm`, or that of another backend, with `shape`, `dtype` and `unpack`.
     """
 
     data: Any
@@ -39,7 +40,7 @@ class PackedWeight:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(np.int8)
+        return np.dtype(self.form.dtype)
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +65,7 @@ class PackedWeight:
 class Form:
     """`shape` of the weight as the graph has it: (N, K) of a dot, (spatial..., C / groups, O) of a conv."""
 
+    dtype = np.dtype(np.int8)
     shape: tuple[int, ...]
     groups: int = 1
     depthwise: bool = False
@@ -147,6 +149,30 @@ class Form:
         blocks = xp.concatenate([lines.reshape(len(lines), -1, LANES, 4), sums], axis=1)
         # Channel (a, b, c) of 4 x 4 x 4 comes to (b, a, c).
         return xp.transpose(blocks.reshape(len(blocks), -1, 4, 4, 4, 4), (0, 1, 3, 2, 4, 5)).reshape(-1)
+
+
+@dataclass(frozen=True)
+class GroupForm:
+    """`shape` (N, L) and `dtype` of a weight-only dot's weight, packed or not packed to int4, or of its scales."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def pack(self, array: Any) -> PackedWeight:
+        """`array`, an array or a tracer, packed."""
+        xp: Any = jnp if isinstance(array, jax.core.Tracer) else np
+        channels, lines = self.shape
+        rows = xp.pad(xp.asarray(array), ((0, -channels % BLOCK), (0, 0)))
+        return PackedWeight(xp.transpose(rows.reshape(-1, BLOCK, lines), (0, 2, 1)).reshape(-1), self)
+
+    def unpack(self, data: Any) -> Any:
+        """The inverse of `pack`, of its data."""
+        xp: Any = np if isinstance(data, np.ndarray) else jnp
+        channels, lines = self.shape
+        return xp.transpose(data.reshape(-1, lines, BLOCK), (0, 2, 1)).reshape(-1, lines)[:channels]
+
+
+AnyForm = Form | GroupForm
 
 
 def _bytes(xp: Any, sums: Any) -> Any:

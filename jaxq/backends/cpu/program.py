@@ -12,18 +12,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from jaxq.backends.cpu.blocks import batch_of, block_size
 from jaxq.backends.cpu.library import cpus
-from jaxq.backends.cpu.packing import Form
+from jaxq.backends.cpu.packing import AnyForm, Form, GroupForm
 from jaxq.backends.cpu.takes import MOVES
 from jaxq.backends.cpu.values import Field, Values
 from jaxq.backends.cpu.views import Broadcast, View
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 4
+VERSION = 5
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -37,7 +38,7 @@ class Program:
 
     numbers: np.ndarray
     constants: np.ndarray
-    packed: dict[int, Form]
+    packed: dict[int, AnyForm]
 
 
 def encode(body: Graph, unbound: Graph) -> Program:
@@ -50,10 +51,18 @@ def encode(body: Graph, unbound: Graph) -> Program:
     return _Encoder(unbound.bind(size)).program(batch // size, is_cut)
 
 
-def packed_weights(body: Graph) -> dict[int, Form]:
-    """By the index of the region's input, the form of every weight that its program reads packed."""
+def packed_weights(body: Graph) -> dict[int, AnyForm]:
+    """By the index of the region's input, the form of every weight, and of scales in groups, that its program reads
+    packed."""
     index = {node: i for i, node in enumerate(body.inputs)}
-    return {index[node.operand("weight")]: Form.of(node) for node in body.nodes if node.op in ("conv", "dot")}
+    forms: dict[int, AnyForm] = {}
+    for node in body.nodes:
+        if node.op in ("conv", "dot"):
+            forms[index[node.operand("weight")]] = Form.of(node)
+        elif node.op == "weight_only_dot":
+            for source in (node.operand("weight"), node.operand("scale")):
+                forms[index[source]] = GroupForm(source.aval.shape, source.aval.dtype)
+    return forms
 
 
 class _Encoder(Values):
@@ -93,6 +102,8 @@ class _Encoder(Values):
     def _compute(self, node: Node) -> None:
         if node.op in ACCUMULATING:
             getattr(self, f"_{node.op}")(node)
+        elif node.op == "weight_only_dot":
+            self._weight_only_dot(node)
         elif node.op == "reduce_window_max":
             self._max_pool(node)
         elif node.op == "row_scale":
@@ -128,17 +139,22 @@ class _Encoder(Values):
         residual = node.get("residual")
         if residual is None:
             return [*_NONE, 0, 0, 1, 1, 1, 0]
-        view, _, stride = self.rows(self.views[residual])
-        how = Broadcast.of(residual.aval.shape, node.aval.shape)
+        view, *how = self._broadcast(residual, node)
+        return [*self._residual_at(view, node), *how, self._factor(node)]
+
+    def _broadcast(self, operand: Node, node: Node) -> tuple[View, int, int, int, int]:
+        """The operand's view, the stride of its rows, and how they go with those of the node."""
+        view, _, stride = self.rows(self.views[operand])
+        how = Broadcast.of(operand.aval.shape, node.aval.shape)
         assert how is not None, node
-        return [*self._residual_at(view, node), stride, how.repeat, how.period, how.step, self._factor(node)]
+        return view, stride, how.repeat, how.period, how.step
 
     def _residual_at(self, view: View, node: Node) -> list[Field]:
         return [view, _DTYPE[node.operand("residual").aval.dtype.name]]
 
     @staticmethod
     def _factor(node: Node) -> int:
-        return int(struct.unpack("<I", struct.pack("<f", float(node.operand("residual_multiplier").value)))[0])
+        return _bits(node.operand("residual_multiplier").value)
 
     def _conv(self, node: Node) -> None:
         x, attrs = self.views[node.operand("x")], node.attrs
@@ -159,6 +175,21 @@ class _Encoder(Values):
         self.work += prod(node.aval.shape) * depth
         epilogue = self._epilogue(node)
         self.emit("convolution", *window, 1, node.aval.shape[-1], weight, *epilogue)
+
+    def _weight_only_dot(self, node: Node) -> None:
+        x, rows, stride = self.rows(self.views[node.operand("x")])
+        depth, channels, attrs = x.shape[-1], node.aval.shape[-1], node.attrs
+        self.work += prod(node.aval.shape) * depth
+        fields: list[Field] = [rows, x, stride, depth, int(attrs["bits"] == 4), attrs["group_size"], channels]
+        fields += [self.views[node.operand("weight")], self.views[node.operand("scale")]]
+        fields += _NONE if node.get("bias") is None else [self.views[node.operand("bias")]]
+        fields += [_bits(attrs["lo"]), _bits(attrs["hi"])]
+        residual = node.get("residual")
+        fields += [*_NONE, 0, 1, 1, 1] if residual is None else self._broadcast(residual, node)
+        target = self.target(node)
+        out = target.rows()
+        assert out is not None, node
+        self.emit("weight_only_dot", *fields, target, out[1])
 
     def _window(
         self,
@@ -229,12 +260,8 @@ class _Encoder(Values):
         self._elementwise(node, [*_NONE, 0, 0, 1, 1, 1])
 
     def _product(self, node: Node) -> None:
-        y = node.operand("y")
-        view, _, stride = self.rows(self.views[y])
-        how = Broadcast.of(y.aval.shape, node.aval.shape)
-        assert how is not None, node
-        fields: list[Field] = [view, _DTYPE[view.dtype.name], stride, how.repeat, how.period, how.step]
-        self._elementwise(node, fields)
+        view, *how = self._broadcast(node.operand("y"), node)
+        self._elementwise(node, [view, _DTYPE[view.dtype.name], *how])
 
     def _elementwise(self, node: Node, y: Sequence[Field]) -> None:
         x, rows, stride = self.rows(self.views[node.operand("x")])
@@ -328,6 +355,10 @@ class _Encoder(Values):
         if node.op == "layer_norm":
             for role in ("scale", "bias"):
                 fields += self._floats(node.operand(role)) if node.get(role) is not None else _NONE
-            epsilon = struct.unpack("<I", struct.pack("<f", node.attrs["epsilon"]))[0]
-            fields += [int(epsilon), int(node.attrs["center"])]
+            fields += [_bits(node.attrs["epsilon"]), int(node.attrs["center"])]
         return fields
+
+
+def _bits(value: Any) -> int:
+    """Those of a float32."""
+    return int(struct.unpack("<I", struct.pack("<f", float(value)))[0])

@@ -40,7 +40,7 @@ def gather(graph: Graph) -> Graph:
 
 def is_worth_a_call(nodes: Sequence[Node]) -> bool:
     """XLA does what is not a product as fast, and fuses it with the floats around it."""
-    return any(node.op in ANCHORS for node in nodes)
+    return any(node.op in ANCHORS or node.op == "weight_only_dot" for node in nodes)
 
 
 def _levels(graph: Graph, taken: set[Node]) -> dict[Node, int]:

@@ -31,6 +31,8 @@ def why_not(node: Node) -> str | None:
         return "it is empty"
     if "multiplier" in node.roles and node.op in ACCUMULATING:
         return _epilogue(node) or _accumulating(node)
+    if node.op == "weight_only_dot":
+        return _weight_only_dot(node)
     if node.op in MOVES:
         return None if _is_bytes(node) else "it moves floats"
     if node.op == "reduce_window_max":
@@ -110,6 +112,19 @@ def _accumulating(node: Node) -> str | None:
     if node.op == "affine" and x.aval.shape != node.aval.shape:
         return "its operand is broadcast"
     return None
+
+
+def _weight_only_dot(node: Node) -> str | None:
+    if any(node.operand(role).aval.dtype.name != "float32" for role in ("x", "residual") if role in node.roles):
+        return "it computes in another dtype than float32"
+    if node.aval.dtype.name != "float32":
+        return "its result is not float32"
+    if any(not node.operand(role).is_constant for role in ("weight", "scale", "bias") if role in node.roles):
+        return "its weight is not constant"
+    if node.operand("x").aval.shape[-1] == 0:
+        return "it is empty"
+    residual = node.get("residual")
+    return None if residual is None else _broadcasts(residual.aval.shape, node.aval.shape)
 
 
 def _conv(node: Node) -> str | None:

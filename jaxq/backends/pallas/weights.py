@@ -34,6 +34,7 @@ class KernelForm:
       is_conv: which of the two.
     """
 
+    dtype = np.dtype(np.int8)
     shape: tuple[int, ...]
     is_conv: bool
 

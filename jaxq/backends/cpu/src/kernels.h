@@ -35,6 +35,10 @@ constexpr int64_t depthwise_size(int64_t kh, int64_t kw, int64_t c) {
   return round_up(c, 64) * 4 * (kw * (round_up(kh, 4) / 4) + 1);
 }
 
+// A weight in groups (N, K): for each block of 16 output channels, lines of 16 bytes. Of int8 a line is an input, of int4
+// two, the even one in the low halves of the bytes. Its scales (N, groups) likewise: a line of 16 floats is a group.
+constexpr int64_t lines_of(int64_t depth, bool is_int4) { return is_int4 ? (depth + 1) / 2 : depth; }
+
 // numerics.epilogue, for rows of accumulators: y = acc * multiplier[c] (* row_scale) + bias[c] + residual *
 // residual_multiplier, each product rounded before it is added; clipped to [lo[c], hi[c]]; rounded half to even; looked up in the table.
 struct Epilogue {
@@ -80,6 +84,34 @@ struct Gemm {
   const Epilogue* epilogue;
 
   int64_t depth() const { return depth_of(runs, run); }
+};
+
+// Rows of floats times a weight in groups to rows of floats: the sum of a group's products times its scale, added up
+// group by group; bias, residual, clipped. An instruction set gives the same bits however rows and channels are cut.
+struct GroupedDot {
+  const uint8_t* x;  // float32
+  int64_t x_stride;
+  const uint8_t* weight;  // of the first output channel, at a block's start
+  const float* scale;
+  bool is_int4;
+  int64_t depth, group_size;
+  int64_t rows;
+  int64_t first_row;      // of the epilogue's rows
+  int64_t first_channel;  // of the epilogue's channels, a multiple of 16
+  int64_t channels;       // to compute
+  float lo, hi;
+  const Epilogue* epilogue;  // its bias, which may be null, its residual and its output
+  float* scratch;            // scratch_of(...) floats
+
+  int64_t groups() const { return (depth + group_size - 1) / group_size; }
+  // Inputs whose weights are floats at a time, where many rows share them: whole groups.
+  int64_t chunk() const {
+    const int64_t inputs = group_size < kInputs ? kInputs / group_size * group_size : group_size;
+    return inputs < depth ? inputs : depth;
+  }
+  int64_t scratch_size() const { return rows * kMostBlocks * kBlock + chunk() * kMostBlocks * kBlock; }
+
+  static constexpr int64_t kInputs = 256, kMostBlocks = 8;
 };
 
 // A window over an image of rows of channels: convolutions and pools. Padding below and on the right follows from the
@@ -156,6 +188,7 @@ struct Kernels {
   double (*peak)();
 
   void (*gemm)(const Gemm&);
+  void (*grouped_dot)(const GroupedDot&);
   void (*patches)(const Patches&, int64_t first, int64_t last);  // output pixels, counted over all images
   void (*band)(const Band&, int64_t image, int64_t first, int64_t last);  // lines, which may lie outside of the image
   // (N, K) int8 with rows `stride` apart and values `step` apart to the packed form.

@@ -45,6 +45,7 @@ class Operations {
         case 11: layer_norm(); break;
         case 12: copy(); break;
         case 13: quantize_rows(); break;
+        case 14: weight_only_dot(); break;
         default: throw Invalid("the program holds an operation that this library does not know");
       }
     }
@@ -170,6 +171,64 @@ class Operations {
       some_channels.channels = of.last - of.first;
       kernels_.depthwise(some_channels, weight.data + depthwise_size(w.kernel_h, w.kernel_w, of.first),
                          from_channel(e, of.first), some.first, some.last);
+    });
+  }
+
+  void weight_only_dot() {
+    GroupedDot whole = {};
+    const int64_t rows = read_.size();
+    const Place x = read_.place();
+    whole.x = x.data;
+    whole.x_stride = read_.size();
+    whole.depth = read_.positive();
+    whole.is_int4 = read_.number(0, 1);
+    whole.group_size = read_.number(2, int64_t{1} << 40);
+    if (whole.group_size % 2) throw Invalid("a group begins within a byte");
+    const int64_t features = read_.positive();
+    Reader::check(x, extent(rows, whole.x_stride, whole.depth * 4), DType::f32);
+    const int64_t blocks = round_up(features, kBlock) / kBlock;
+    const int64_t block = lines_of(whole.depth, whole.is_int4) * kBlock, scales = whole.groups() * kBlock;
+    const Place weight = read_.place(), scale = read_.place();
+    Reader::check(weight, extent(blocks, block, block));
+    Reader::check(scale, extent(blocks, scales * 4, scales * 4), DType::f32);
+    Epilogue e = {};
+    e.bias = optional_floats(features);
+    whole.lo = read_.real();
+    whole.hi = read_.real();
+    e.residual_dtype = e.out_dtype = DType::f32;
+    const Place residual = read_.place(true);
+    e.residual = residual.data;
+    e.residual_stride = read_.size();
+    e.residual_repeat = read_.positive();
+    e.residual_period = read_.positive();
+    e.residual_step = read_.number(0, 1);
+    if (residual) {
+      const int64_t seen = std::min((rows + e.residual_repeat - 1) / e.residual_repeat, e.residual_period);
+      Reader::check(residual, extent(seen, e.residual_stride, (e.residual_step ? features : 1) * 4), DType::f32);
+    }
+    const Place out = read_.place();
+    e.out = out.data;
+    e.out_stride = read_.size();
+    Reader::check(out, extent(rows, e.out_stride, features * 4), DType::f32);
+    if (rows == 0) return;
+
+    constexpr int64_t kUnit = GroupedDot::kMostBlocks;
+    const Split split({rows, 256, 64}, {blocks, blocks, kUnit}, 1, threads_for(rows * whole.depth * features / 8));
+    team_.parallel(split.rows * split.channels, [&](int64_t task) {
+      const Range some = part(rows, task / split.channels, split.rows);
+      const Range of = part(blocks, task % split.channels, split.channels, blocks / split.channels < kUnit ? 1 : kUnit);
+      if (some.first == some.last || of.first == of.last) return;
+      GroupedDot d = whole;
+      d.x += some.first * d.x_stride;
+      d.weight = weight.data + of.first * block;
+      d.scale = reinterpret_cast<const float*>(scale.data) + of.first * scales;
+      d.rows = some.last - some.first;
+      d.first_row = some.first;
+      d.first_channel = of.first * kBlock;
+      d.channels = std::min(of.last * kBlock, features) - d.first_channel;
+      d.epilogue = &e;
+      d.scratch = reinterpret_cast<float*>(thread_scratch<1>(d.scratch_size() * 4));
+      kernels_.grouped_dot(d);
     });
   }
 

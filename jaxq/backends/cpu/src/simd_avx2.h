@@ -60,6 +60,7 @@ inline I32 bit_xor(I32 a, I32 b) { return _mm256_xor_si256(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return _mm256_or_si256(a, b); }
 inline I32 shift_left(I32 x, int bits) { return _mm256_slli_epi32(x, bits); }
 inline I32 shift_right(I32 x, int bits) { return _mm256_srli_epi32(x, bits); }  // logical
+inline I32 shift_right_signed(I32 x, int bits) { return _mm256_srai_epi32(x, bits); }
 inline I32 mul(I32 a, I32 b) { return _mm256_mullo_epi32(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }

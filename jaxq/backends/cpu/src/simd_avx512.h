@@ -56,6 +56,7 @@ inline I32 bit_xor(I32 a, I32 b) { return _mm512_xor_si512(a, b); }
 inline I32 bit_or(I32 a, I32 b) { return _mm512_or_si512(a, b); }
 inline I32 shift_left(I32 x, int bits) { return _mm512_slli_epi32(x, static_cast<unsigned>(bits)); }
 inline I32 shift_right(I32 x, int bits) { return _mm512_srli_epi32(x, static_cast<unsigned>(bits)); }  // logical
+inline I32 shift_right_signed(I32 x, int bits) { return _mm512_srai_epi32(x, static_cast<unsigned>(bits)); }
 inline I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
 inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }

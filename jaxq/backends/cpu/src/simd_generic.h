@@ -62,6 +62,7 @@ inline I32 bit_xor(I32 a, I32 b) { return a ^ b; }
 inline I32 bit_or(I32 a, I32 b) { return a | b; }
 inline I32 shift_left(I32 x, int bits) { return (I32)((U32)x << bits); }
 inline I32 shift_right(I32 x, int bits) { return (I32)((U32)x >> bits); }  // logical
+inline I32 shift_right_signed(I32 x, int bits) { return x >> bits; }
 inline F32 add(F32 a, F32 b) { return a + b; }
 inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 mul(F32 a, F32 b) { return a * b; }

@@ -62,6 +62,7 @@ inline I32 shift_left(I32 x, int bits) { return vshlq_s32(x, vdupq_n_s32(bits));
 inline I32 shift_right(I32 x, int bits) {  // logical
   return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x), vdupq_n_s32(-bits)));
 }
+inline I32 shift_right_signed(I32 x, int bits) { return vshlq_s32(x, vdupq_n_s32(-bits)); }
 inline I32 mul(I32 a, I32 b) { return vmulq_s32(a, b); }
 inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
 inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }

@@ -12,6 +12,7 @@
 #ifndef JAXQ_OWN_GEMM
 #include "gemm.h"
 #endif
+#include "grouped.h"
 #include "patches.h"
 #include "quads.h"
 #include "depthwise.h"
@@ -37,6 +38,7 @@ constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA),
                               nothing_to_set,
                               peak,
                               gemm,
+                              grouped_dot,
                               patches,
                               band,
                               pack,
