@@ -13,6 +13,7 @@ ORDER = (
     ("graph",),
     ("calibration",),
     ("passes",),
+    ("refine",),
     ("report",),
     ("backends",),
     ("plan",),

@@ -179,8 +179,9 @@ def _text(value: Any) -> str:
 
 def _scale(old: Node, new: Node) -> ScaleChange | None:
     a, b = (np.atleast_1d(np.asarray(node.qtype.scale, np.float64)) for node in (old, new))  # type: ignore[union-attr]
-    if a.shape != b.shape:  # the node's shape says so
+    if a.shape != b.shape and 1 not in (a.size, b.size):  # the node's shape says so
         return None
+    a, b = np.broadcast_arrays(a, b)
     relative = np.abs(b - a) / np.abs(a)
     most = int(np.argmax(relative))
     if not relative[most] > 0:

@@ -5,7 +5,7 @@ A value is the real number that its integer stands for, s * q. The epilogue of a
 
     y / s = acc * multiplier + bias + r * residual_multiplier
 
-on real operands, of the scales s_x, s_w (or that of the second value) and s_r, is
+on real operands, of the scales s_x (of several, the largest), s_w (or that of the second value) and s_r, is
 
     y = sum * (multiplier * s / (s_x * s_w)) + bias * s + residual * (residual_multiplier * s / s_r)
 
@@ -27,7 +27,7 @@ from jaxq.graph.evaluate import float_weight
 from jaxq.graph.node import BORDERS, WEIGHTED, Aval, Graph, Names, Node, constant, is_int8
 from jaxq.graph.trace import trace
 from jaxq.passes.elementwise import WORDS
-from jaxq.passes.lower import fused_words, zero_point
+from jaxq.passes.lower import fused_words, scaled_weight, zero_point
 from jaxq.passes.parameters import name_parameters
 from jaxq.passes.place import terms
 
@@ -150,7 +150,7 @@ class _Lifting:
         unit = _unit(node)
         s = 1.0 if unit is None else unit
         other = node.get("weight") or node.get("y")
-        factor = _constant(node, "multiplier") * s / (_scale(node.operand("x")) * np.asarray(_scale(other)))
+        factor = _constant(node, "multiplier") * s / _scale_of_sum(node)
         operands: dict[str, Node | None] = {"x": self.as_real(node.operand("x"))}
         if node.op in WEIGHTED:
             operands["weight"] = self.vector(_weight(node) * _per_feature(node, factor), node, "weight")
@@ -228,9 +228,18 @@ def _zero_points(node: Node) -> Any:
     return total + (_zero_point(residual) * _constant(node, "residual_multiplier") if residual is not None else 0)
 
 
+def _scale_of_sum(node: Node) -> Any:
+    """s_x * s_w, of each channel where they differ."""
+    scale = _scale(node.operand("x"))
+    largest = np.max(scale) if node.op in WEIGHTED else scale
+    return largest * np.asarray(_scale(node.get("weight") or node.get("y")))
+
+
 def _weight(node: Node) -> np.ndarray:
+    """The real one: what scales the channels of x have is in the integers."""
     weight = node.operand("weight")
-    return np.asarray(weight.value, np.float64) * _per_feature(node, np.asarray(_scale(weight)))
+    relative = scaled_weight(node, np.ones(weight.value.shape), _scale(node.operand("x")))
+    return np.asarray(weight.value / relative) * _per_feature(node, np.asarray(_scale(weight)))
 
 
 def _per_feature(node: Node, factor: np.ndarray) -> np.ndarray:
@@ -248,8 +257,7 @@ def _unit(node: Node) -> Any:
         return _scale(node)
     if node.op not in WEIGHTED:
         return None
-    scale = _scale(node.operand("x")) * np.asarray(_scale(node.operand("weight")))
-    return float(np.median(scale / _constant(node, "multiplier")))
+    return float(np.median(_scale_of_sum(node) / _constant(node, "multiplier")))
 
 
 def _bounds(node: Node, s: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,12 @@
 """A plan's layers in float again: nearer to the float function than int8, whichever they are."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from chosen import by_channel, model_from, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import decibels, images
@@ -11,7 +14,7 @@ from networks import decibels, images
 import jaxq
 from jaxq import numerics
 from jaxq.graph.evaluate import evaluate
-from jaxq.graph.node import is_int8
+from jaxq.graph.node import WEIGHTED, constant, is_int8
 from jaxq.graph.verify import verify
 from jaxq.passes.elementwise import WORDS
 from jaxq.plan.lift import is_liftable, lift, named
@@ -126,3 +129,22 @@ def test_functions_that_have_a_name(factor):
         assert np.max(np.abs(np.asarray(found(jnp.asarray(x, jnp.float32))) - y)) < 2 * step, word
         assert named("elementwise", x, table, float(step)) is None
     assert named("tanh", x, np.roll(table, 7), float(step)) is None
+
+
+def test_scales_by_channel(small_cnn):
+    """In float they are gone: what is left is the function of the weights that were rounded by them."""
+    state = state_of(small_cnn.qmodel)
+    state = replace(state, choices=by_channel(state, np.random.default_rng(0)))
+    graph = lift(model_from(state, small_cnn.qmodel).plan.graph)
+    assert not any(map(is_int8, graph.all_nodes))
+
+    weights = state.simulated.levels(state.choices, state.config).weights
+
+    def rounded(node):
+        if node.op not in WEIGHTED:
+            return node
+        weight = constant(weights[node.name], f"{node.name}/weight")
+        return node.with_operands({**dict(zip(node.roles, node.inputs, strict=True)), "weight": weight})
+
+    exact, found = (run(g, small_cnn.x)[0] for g in (state.graph.map(rounded), graph))
+    assert decibels(exact, found) > 90
