@@ -203,7 +203,7 @@ def _row(node: Node, turns: int) -> Row:
     op = node.op
     if op == "affine":
         op = "add" if node.get("residual") is not None else "affine"
-    elif op in ("table", "stablehlo"):
+    elif op in ("table", "elementwise", "stablehlo"):
         op = node.attrs["word"]
     elif op == "opaque":
         op = node.attrs["primitive"].name

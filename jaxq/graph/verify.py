@@ -149,7 +149,6 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
     "quantized": (
         *_ANY,
         (_bad_vector, "has an epilogue operand that is no float32 vector of its channels"),
-        (lambda node: node.op == "elementwise", "is a function without its table"),
         (_bad_groups, "has a weight, scales or a bias that do not fit its groups and channels"),
         (_bad_table, "has a table that is not 256 entries of its dtype"),
         (_bad_row_scale, "has scales of rows that are no float32, or not one a row"),

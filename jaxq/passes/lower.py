@@ -6,7 +6,7 @@ With x = s_x * q_x and w[c] = s_w[c] * q_w[c], an accumulating op with scale[c],
 
 clipped to [max(lo / s_y, smallest level), min(hi / s_y, largest level)]; of two values the second one's scale stands
 for s_w. A float output has s_y = 1 and no levels. An elementwise function f of x is the table of f(s_x * q) / s_y for
-every q; in float it is the ops it was made of.
+every q; in float it is the ops it was made of, but whole between an int8 node and dots that read floats by row.
 
 Where x = s_x * (q_x - z_x), the sum of q_x * q_w[c] is z_x * sum(q_w[c]) too large, which goes into the bias, as does
 z_r; the bounds and the bias are moved by z_y. Where each channel k of x has a scale s_x[k] of its own, q_w is that of
@@ -62,7 +62,7 @@ class _Lowering:
             if node in self.placement.weight_only:
                 self.floats[node] = self._weight_only(node)
             elif node not in self.placement.int8:
-                moved = node if node.is_constant or node.op == "input" else self._float(node)
+                moved = node if node.is_constant or node.op == "input" else self._float(node, graph)
                 self.floats[node] = moved.replace(qtype=QType("uint8", 1.0)) if node in byte_sources else moved
             elif node.inputs[0] in byte_sources:
                 self.ints[node] = self.floats[node.inputs[0]]
@@ -119,14 +119,14 @@ class _Lowering:
             self.rows[node] = rows.with_operands(operands)
         return self.rows[node]
 
-    def _float(self, node: Node) -> Node:
+    def _float(self, node: Node, graph: Graph) -> Node:
         moved = node.replace(inputs=tuple(self.as_float(source) for source in node.inputs))
         reason = self.placement.reasons.get(node, "")
 
         def explained(node: Node) -> Node:
             return node.replace(reason=reason, fused=fused_words(node) if node.op in ACCUMULATING else ())
 
-        if node.op != "elementwise":
+        if node.op != "elementwise" or self._is_before_rows(node, graph):
             return explained(moved).with_bodies(self._body)
         # An op may be part of several functions, and stand beside them too.
         end = node.attrs["body"].outputs[0].name
@@ -134,6 +134,10 @@ class _Lowering:
             moved,
             lambda op: explained(op if op.name == end else op.replace(name=self.names.unique(op.name))),
         )
+
+    def _is_before_rows(self, node: Node, graph: Graph) -> bool:
+        by_row = all(user in self.placement.by_row and user.get("residual") is not node for user in graph.users[node])
+        return by_row and node.operand("x") in self.placement.int8 and node not in graph.outputs
 
     def _table(self, node: Node) -> Node:
         x, qtype = self.as_int(node.operand("x")), self.qtype(node)

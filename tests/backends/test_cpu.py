@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from networks import equations
+from networks import equations, images
 from nodes import row_scales
 
-from jaxq import numerics
+import jaxq
+from jaxq import numerics, passes
 from jaxq.backends import choose, cpu, gather, prepare
 from jaxq.backends.cpu import blocks, program, regions
 from jaxq.backends.cpu.takes import why_not
 from jaxq.graph.evaluate import accumulate, evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType, constant, topological
 from jaxq.graph.primitives import BY_NAME
+from jaxq.graph.trace import trace
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
 
@@ -167,6 +169,65 @@ def test_rows_and_their_scales(every_node_is_a_region, columns, with_factor):
         np.testing.assert_array_equal(a, b)
 
 
+FUNCTIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False) * 2,
+    "gelu by tanh": jax.nn.gelu,
+    "silu": lambda x: jax.nn.silu(-x),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+def function_of(x, f):
+    """The "elementwise" node that is made of a function."""
+    (node,) = passes.simplify(trace(lambda _, x: f(x), {}, (x,)).graph).bind(len(x)).outputs
+    assert node.op == "elementwise"
+    return node.replace(name="f").with_operands({"x": source(x).replace(qtype=None)})
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_floats(every_node_is_a_region, name):
+    """On floats, to floats and to rows of bytes; a rounding or two away from XLA's."""
+    x = np.linspace(-30, 30, 6 * 77, dtype=np.float32).reshape(6, 77)
+    x[0, :3], x[1, 0] = [np.inf, -np.inf, 0.0], np.nan
+    f = function_of(x, FUNCTIONS[name])
+    scale, rows = by_row(x, None, f).outputs
+    graph = Graph(f.inputs, (f, rows)) if name == "gelu" else Graph(f.inputs, (scale, rows))
+    gathered = gather(graph)
+    assert [node.op for node in gathered.nodes if node.op in ("region", "elementwise")] == ["region"]
+    found = jax.jit(lambda x: evaluate(gathered, {}, [x], choose))(x)
+    expected = cheap.jit(lambda x: evaluate(graph, {}, [x]))(x)
+    np.testing.assert_allclose(found[0][2:], expected[0][2:], rtol=2e-6, atol=1e-5)
+    bytes_ = [np.asarray(y[1][2:], np.int32) for y in (found, expected)]
+    assert np.max(np.abs(bytes_[0] - bytes_[1])) <= 1 and np.mean(bytes_[0] != bytes_[1]) < 0.01
+    if name == "gelu":
+        np.testing.assert_array_equal(np.asarray(found[0])[0, :3], [np.inf, 0, 0])
+        assert np.isnan(found[0][1, 0])
+
+
+@pytest.mark.parametrize("f", [jax.nn.mish, lambda x: jax.nn.gelu(1.5 * x), lambda x: jnp.exp(-x * x)])
+def test_other_functions_are_xlas(f):
+    assert "no kernel" in why_not(function_of(np.ones((3, 8), np.float32), f))
+
+
+def test_a_transformer_by_row_is_one_region():
+    """Functions and moves of floats stand inside it."""
+
+    def fun(params, x):
+        y = jax.nn.gelu(x @ params["a"]) @ params["b"]
+        heads = [y.reshape(2, 5, 2, 8).swapaxes(1, 2)] * 2
+        context = jax.nn.softmax(heads[0] @ heads[1].swapaxes(-1, -2)) @ heads[1]
+        return context.swapaxes(1, 2).reshape(2, 5, 16) @ params["a"]
+
+    params = {"a": images(16, 32), "b": images(32, 16, seed=1)}
+    config = jaxq.QuantConfig(method="amax", activation_scales="token")
+    x = images(2, 5, 16)
+    qmodel = jaxq.quantize(fun, params, [x], config=config)
+    gathered = [node.op for node in qmodel.plan.gathered.nodes if not node.is_constant]
+    assert gathered == ["input", "region", "item"]
+    expected = np.asarray(cheap.oracle(qmodel, x))
+    np.testing.assert_allclose(qmodel(x), expected, atol=0.02 * np.max(np.abs(expected)))
+
+
 def test_rows_with_the_scales_of_others_are_xlas():
     graph = by_row(np.ones((3, 8), np.float32), None)
     scale, rows = graph.outputs
@@ -175,12 +236,18 @@ def test_rows_with_the_scales_of_others_are_xlas():
     assert "the scales of others" in why_not(rows.with_operands({"x": other, "row_scale": scale}))
 
 
-def by_row(x, factor):
-    """The scales of the rows, and the rows."""
-    operands = {"x": source(x).replace(qtype=None), "factor": None if factor is None else constant(factor, "factor")}
+def by_row(x, factor, value=None):
+    """The scales of the rows, and the rows; those of a value unless they are an input."""
+    operands = {
+        "x": source(x).replace(qtype=None) if value is None else value,
+        "factor": None if factor is None else constant(factor, "factor"),
+    }
     scale = Node("row_scale", (), {}, Aval((*x.shape[:-1], 1), x.dtype), "scale").with_operands(operands)
     rows = Node("quantize_rows", (), {}, Aval(x.shape, np.dtype(np.int8)), "rows", qtype=QType("int8", 1.0))
-    return Graph((operands["x"],), (scale, rows.with_operands({**operands, "row_scale": scale})))
+    return Graph(
+        (operands["x"],) if value is None else value.inputs,
+        (scale, rows.with_operands({**operands, "row_scale": scale})),
+    )
 
 
 @settings(max_examples=6, deadline=None, phases=[Phase.generate])

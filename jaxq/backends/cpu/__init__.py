@@ -3,6 +3,7 @@
 regions.py, takes.py   which nodes become one call
 program.py, views.py   what the call does, and where its values lie
 packing.py             weights in the kernels' form
+functions.py           functions of floats that there are kernels for
 call.py                the call as a JAX function
 calibration.py         what calibration computes with
 library.py, src/       the library

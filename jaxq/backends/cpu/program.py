@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxq.backends.cpu.blocks import batch_of, block_size
+from jaxq.backends.cpu.functions import form_of
 from jaxq.backends.cpu.library import cpus
 from jaxq.backends.cpu.packing import AnyForm, Form, GroupForm
 from jaxq.backends.cpu.takes import MOVES
@@ -24,7 +25,7 @@ from jaxq.backends.cpu.values import Field, Values
 from jaxq.backends.cpu.views import Broadcast, View
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 5
+VERSION = 6
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -307,13 +308,17 @@ class _Encoder(Values):
         return view, [*self._residual_at(view, node), stride, how.repeat, how.period, how.step, self._factor(node)]
 
     def _is_part_of_next(self, node: Node) -> bool:
-        """Whether the quantize that alone reads a softmax or layer norm computes it too."""
+        """Whether the quantize that alone reads a softmax or layer norm computes it too, or the quantize_rows and
+        row_scale that alone read a function."""
         users = self.body.users[node]
+        if node.op == "elementwise":
+            both = sorted(user.op for user in users) == ["quantize_rows", "row_scale"]
+            return both and node not in self.body.outputs
         fused = node.op in ("softmax", "layer_norm") and node not in self.body.outputs and len(users) == 1
         return fused and users[0].op == "quantize" and users[0].operand("multiplier").op == "const"
 
     def _by_rows(self, node: Node) -> None:
-        """quantize, dequantize, table, softmax and layer_norm."""
+        """quantize, dequantize, table, softmax, layer_norm and functions of floats."""
         quantizer, result = None, node
         if node.op == "quantize" and self._is_part_of_next(node.operand("x")):
             quantizer, node = node, node.operand("x")
@@ -328,24 +333,32 @@ class _Encoder(Values):
             whole = target
         assert out is not None
         fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride]
-        self.emit(node.op, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
+        kind = "function" if node.op == "elementwise" else node.op
+        self.emit(kind, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
         if whole is not target:
             self.copy(target, whole)
 
     def _rows_and_scales(self, node: Node) -> None:
-        """row_scale and the quantize_rows that reads it, as one operation."""
-        x, rows, stride = self.rows(self.views[node.operand("x")])
+        """row_scale and the quantize_rows that reads it, as one operation, and the function of the rows before them."""
+        source = node.operand("x")
+        form = form_of(source) if self._is_part_of_next(source) else None
+        x, rows, stride = self.rows(self.views[source if form is None else source.operand("x")])
         quantized = next((user for user in self.body.users[node] if user.op == "quantize_rows"), None)
         target = self.allocate(x.shape, np.dtype(np.int8)) if quantized is None else self.target(quantized)
         out = target.rows()
         assert out is not None, node
         factor = self._floats(node.operand("factor")) if node.get("factor") is not None else _NONE
         fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride, target, _DTYPE["int8"], out[1]]
-        self.emit("quantize_rows", *fields, self.target(node), *factor)
+        function = [0] if form is None else [1, *form.fields()]
+        self.emit("quantize_rows", *fields, self.target(node), *factor, *function)
 
     def _row_operands(self, node: Node, quantizer: Node | None) -> list[Field]:
         if node.op == "table":
             return [self.views[node.operand("table")]]
+        if node.op == "elementwise":
+            form = form_of(node)
+            assert form is not None
+            return [*form.fields()]
         if node.op in ("quantize", "dequantize"):
             factor = node.operand("multiplier" if node.op == "quantize" else "scale")
             return [int(factor.aval.shape != ()), *self._floats(factor)]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from jaxq.backends.cpu.functions import form_of
 from jaxq.backends.cpu.views import Broadcast
 from jaxq.backends.tactics import XLA, of
 from jaxq.graph.node import ACCUMULATING, Aval, Node
@@ -12,6 +13,7 @@ MOVES = frozenset({"reshape", "transpose", "squeeze", "slice", "concatenate", "c
 _ROWS = frozenset({"quantize", "dequantize", "table", "softmax", "layer_norm", "row_scale", "quantize_rows"})
 _OF_FLOATS = frozenset({"quantize", "softmax", "layer_norm", "row_scale", "quantize_rows"})
 _TO_FLOATS = frozenset({"dequantize", "softmax", "layer_norm", "row_scale"})
+_MOVES_FLOATS = "it moves floats"
 _DTYPES = ("int8", "uint8", "float32")
 
 
@@ -34,12 +36,21 @@ def why_not(node: Node) -> str | None:
     if node.op == "weight_only_dot":
         return _weight_only_dot(node)
     if node.op in MOVES:
-        return None if _is_bytes(node) else "it moves floats"
+        if _is_bytes(node):
+            return None
+        return _MOVES_FLOATS if node.inputs[0].aval.dtype == node.aval.dtype else "it converts"
     if node.op == "reduce_window_max":
         return _window(node, node.attrs) if _is_bytes(node) else "it is float"
+    if node.op == "elementwise":
+        return "there is no kernel for its function" if form_of(node) is None else None
     if node.op in _ROWS:
         return _rows(node)
     return f"there is no kernel for {node.op}"
+
+
+def moves_floats(node: Node) -> bool:
+    """Whether the node moves floats, which is worth nothing where no kernels make them or read them."""
+    return why_not(node) == _MOVES_FLOATS
 
 
 def _is_bytes(node: Node) -> bool:

@@ -156,6 +156,13 @@ struct Rows {
   int64_t cols;
 };
 
+// factor * f(input_factor * x): f(x) is x times the normal distribution at x, or x * sigmoid(linear * x + cubic * x^3).
+struct Function {
+  enum Kind : int64_t { normal = 0, sigmoid = 1 } kind;
+  float linear, cubic;  // from 0 on
+  float factor, input_factor;
+};
+
 // The rows of a convolution's input patches (from channel `first_channel` on, of `channels` in the group), `lda` apart: for
 // each line of the kernel kernel_w * channels bytes, rounded up to 4. `flip` is xor-ed to every byte, of the padding too.
 struct Patches {
@@ -205,8 +212,11 @@ struct Kernels {
   // q = round(clip(x * multiplier[c])), NaN to 0; x = q * scale[c]; `step` 0: one multiplier or scale for all.
   void (*quantize)(const Rows&, const float* multiplier, int64_t step, int64_t first, int64_t last);
   void (*dequantize)(const Rows&, const float* scale, int64_t step, int64_t first, int64_t last);
-  // Each row of float32 to int8 by a scale of its own, which goes to `scales`; `factor` (of each channel) may be null.
-  void (*quantize_rows)(const Rows&, const float* factor, float* scales, int64_t first, int64_t last);
+  void (*function)(const Rows&, const Function&, int64_t first, int64_t last);  // float32 to float32
+  // Each row of float32 to int8 by a scale of its own, which goes to `scales`; `factor` (of each channel) may be null. Of
+  // a function of the rows, if there is one: `made` has room for a row of that.
+  void (*quantize_rows)(const Rows&, const float* factor, const Function*, float* made, float* scales, int64_t first,
+                        int64_t last);
   // float32 rows to float32; or, where the output is of bytes, quantized by the multiplier.
   void (*softmax)(const Rows&, float multiplier, int64_t first, int64_t last);
   // scale and bias may be null; center: subtract the mean (layer norm), or not (RMS norm).

@@ -46,6 +46,7 @@ class Operations {
         case 12: copy(); break;
         case 13: quantize_rows(); break;
         case 14: weight_only_dot(); break;
+        case 15: function(); break;
         default: throw Invalid("the program holds an operation that this library does not know");
       }
     }
@@ -414,9 +415,28 @@ class Operations {
     const Place scales = read_.place();
     Reader::check(scales, rows * 4, DType::f32);
     const float* factor = optional_floats(p.cols);
-    ranges(rows, p.cols * 2, [&](int64_t first, int64_t last) {
-      kernels_.quantize_rows(p, factor, reinterpret_cast<float*>(scales.data), first, last);
+    const bool is_of_function = read_.number(0, 1);
+    const Function f = is_of_function ? function_fields() : Function{};
+    ranges(rows, p.cols * (is_of_function ? 12 : 2), [&](int64_t first, int64_t last) {
+      auto* made = is_of_function ? reinterpret_cast<float*>(thread_scratch(p.cols * 4)) : nullptr;
+      auto* to = reinterpret_cast<float*>(scales.data);
+      kernels_.quantize_rows(p, factor, is_of_function ? &f : nullptr, made, to, first, last);
     });
+  }
+
+  void function() {
+    const int64_t rows = read_.size();
+    const Rows p = rows_of(rows);
+    demand(p.x_dtype == DType::f32 && p.out_dtype == DType::f32);
+    const Function f = function_fields();
+    ranges(rows, p.cols * 10, [&](int64_t first, int64_t last) { kernels_.function(p, f, first, last); });
+  }
+
+  Function function_fields() {
+    Function f = {};
+    f.kind = static_cast<Function::Kind>(read_.number(0, 1));
+    for (float* number : {&f.linear, &f.cubic, &f.factor, &f.input_factor}) *number = read_.real();
+    return f;
   }
 
   void softmax() {

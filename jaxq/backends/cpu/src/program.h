@@ -20,7 +20,7 @@ struct Buffer {
   int64_t size;  // bytes
 };
 
-constexpr int64_t kProgramVersion = 5;
+constexpr int64_t kProgramVersion = 6;
 
 class Reader {
  public:

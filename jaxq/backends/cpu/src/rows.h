@@ -106,49 +106,6 @@ inline void quantize(const Rows& r, const float* multiplier, int64_t step, int64
   quantize_rows<false>(rows, multiplier, step, first, last);
 }
 
-constexpr float kSmallestAmax = 1e-20f;  // numerics.SMALLEST_AMAX
-
-template <bool kHasFactor>
-void quantize_rows_by(const Rows& r, const float* factor, float* scales, int64_t first, int64_t last) {
-  const auto values = [&](const float* x, int64_t c, int64_t n, F32* y) {
-    load_floats(x + c, n, y);
-    if constexpr (kHasFactor) {
-      F32 f[4];
-      load_floats(factor + c, n, f);
-      JAXQ_UNROLL
-      for (int v = 0; v < 4; ++v) y[v] = mul(y[v], f[v]);
-    }
-  };
-  for (int64_t row = first; row < last; ++row) {
-    const float* x = reinterpret_cast<const float*>(r.x + row * r.x_stride);
-    uint8_t* out = r.out + row * r.out_stride;
-    F32 most[4] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
-    F32 y[4];
-    for (int64_t c = 0; c < r.cols; c += 4 * kLanes) {
-      values(x, c, r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes, y);
-      JAXQ_UNROLL
-      for (int v = 0; v < 4; ++v) {
-        const F32 number = zero_where_nan(y[v]);
-        most[v] = max(most[v], max(number, sub(all(0.0f), number)));
-      }
-    }
-    const float amax = largest(max(max(most[0], most[1]), max(most[2], most[3])));
-    const float scale = (amax < kSmallestAmax ? kSmallestAmax : amax > FLT_MAX ? FLT_MAX : amax) * (1.0f / 127.0f);
-    const F32 inverse = all(1.0f / scale), multiplier[4] = {inverse, inverse, inverse, inverse};
-    scales[row] = scale;
-    for (int64_t c = 0; c < r.cols; c += 4 * kLanes) {
-      const int64_t n = r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes;
-      values(x, c, n, y);
-      store_quantized<true>(out + c, y, multiplier, n);
-    }
-  }
-}
-
-inline void quantize_rows(const Rows& r, const float* factor, float* scales, int64_t first, int64_t last) {
-  if (factor) return quantize_rows_by<true>(r, factor, scales, first, last);
-  quantize_rows_by<false>(r, factor, scales, first, last);
-}
-
 inline void dequantize(const Rows& r, const float* scale, int64_t step, int64_t first, int64_t last) {
   const Rows rows = joined(r, step, &first, &last);
   F32 factor = all(*scale);

@@ -66,6 +66,7 @@ inline I32 shift_right_signed(I32 x, int bits) { return x >> bits; }
 inline F32 add(F32 a, F32 b) { return a + b; }
 inline F32 sub(F32 a, F32 b) { return a - b; }
 inline F32 mul(F32 a, F32 b) { return a * b; }
+inline F32 div(F32 a, F32 b) { return a / b; }
 // b where a value is not a number.
 inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
 inline F32 max(F32 a, F32 b) { return a > b ? a : b; }

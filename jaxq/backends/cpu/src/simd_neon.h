@@ -67,6 +67,7 @@ inline I32 mul(I32 a, I32 b) { return vmulq_s32(a, b); }
 inline F32 add(F32 a, F32 b) { return vaddq_f32(a, b); }
 inline F32 sub(F32 a, F32 b) { return vsubq_f32(a, b); }
 inline F32 mul(F32 a, F32 b) { return vmulq_f32(a, b); }
+inline F32 div(F32 a, F32 b) { return vdivq_f32(a, b); }
 // b where a value is not a number, like on x86.
 inline F32 min(F32 a, F32 b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 inline F32 max(F32 a, F32 b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }

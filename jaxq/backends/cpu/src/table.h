@@ -19,6 +19,8 @@
 #include "pool.h"
 #include "rows.h"
 #include "softmax.h"
+#include "function.h"
+#include "quantize_rows.h"
 #include "norm.h"
 #include "peak.h"
 
@@ -51,6 +53,7 @@ constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA),
                               table,
                               quantize,
                               dequantize,
+                              function,
                               quantize_rows,
                               softmax,
                               layer_norm};
