@@ -1,6 +1,7 @@
 """The epilogue: from the int32 accumulator to the output, in float32, with one rounding for each step.
 
     y = acc * multiplier[c]
+    y = y * row_scale                                       where each row of a matrix product has one
     y = y + bias[c]
     y = y + residual * residual_multiplier
     y = clip(y, lo[c], hi[c])                               the activation's bounds, cut to the output dtype's range
@@ -38,6 +39,7 @@ class Epilogue:
       residual: int8, uint8, float32 or bfloat16, of the output's shape; or None.
       residual_multiplier: float32 (), given exactly when the residual is.
       table: (256,) of the output's dtype, entry i that of the int8 whose byte is i; or None.
+      row_scale: float32 (...), of the output's shape without its channels; or None.
     """
 
     multiplier: Any
@@ -47,6 +49,7 @@ class Epilogue:
     residual: Any = None
     residual_multiplier: Any = None
     table: Any = None
+    row_scale: Any = None
 
     @property
     def vectors(self) -> tuple[Any, Any, Any, Any]:
@@ -64,6 +67,9 @@ def check(epilogue: Epilogue | None, shape: tuple[int, ...], out_dtype: jax.typi
     if any(tuple(v.shape) != shape[-1:] or v.dtype != jnp.float32 for v in epilogue.vectors):
         return f"multiplier, bias, lo and hi must be float32 {shape[-1:]}, one number for each output channel"
     residual, factor, table = epilogue.residual, epilogue.residual_multiplier, epilogue.table
+    row_scale = epilogue.row_scale
+    if row_scale is not None and (tuple(row_scale.shape) != shape[:-1] or row_scale.dtype != jnp.float32):
+        return f"row_scale must be float32 {shape[:-1]}, one number for each row"
     if (residual is None) != (factor is None):
         return "residual and residual_multiplier must be given together"
     if residual is not None:
@@ -108,7 +114,11 @@ def finish(
     if epilogue is None:
         return acc
     multiply, clip, to_integer = multiply or _rounded_product, clip or _clip, to_integer or _round
-    y = multiply(acc.astype(jnp.float32), _channels(epilogue.multiplier, acc)) + _channels(epilogue.bias, acc)
+    y = multiply(acc.astype(jnp.float32), _channels(epilogue.multiplier, acc))
+    if epilogue.row_scale is not None:
+        rows = lax.broadcast_in_dim(epilogue.row_scale, acc.shape, tuple(range(acc.ndim - 1)))
+        y = _finite(multiply(y, rows), clip)
+    y = y + _channels(epilogue.bias, acc)
     if epilogue.residual is not None:
         scale = lax.broadcast_in_dim(epilogue.residual_multiplier, acc.shape, ())
         product = multiply(epilogue.residual.astype(jnp.float32), scale)

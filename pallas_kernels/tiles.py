@@ -66,6 +66,7 @@ def store(acc: jax.Array, refs: Epilogue | None, out_ref: Any, row: Edge, column
             residual=None if refs.residual is None else load(refs.residual, inside),
             residual_multiplier=None if refs.residual_multiplier is None else refs.residual_multiplier[...],
             table=refs.table,
+            row_scale=None if refs.row_scale is None else load(refs.row_scale, mask(acc.shape[:1], row)),
         )
     out = finish(acc, blocks, out_ref.dtype, lookup=_lookup, **({} if interpret else _instructions()))
     pltriton.store(out_ref, out, mask=inside)

@@ -60,6 +60,8 @@ def supports(
     largest = max(math.prod(shape) for shape in (x.shape, w.shape, geometry.out_shape, written))
     if largest > _MAX_ELEMENTS:
         return f"an array of {largest} elements is beyond int32 indices; cut the batch"
+    if epilogue is not None and epilogue.row_scale is not None:
+        return "a convolution's rows have no scales of their own"
     return check(epilogue, geometry.out_shape, out_dtype)
 
 

@@ -136,8 +136,10 @@ def matmul(
     require(module.supports(x, w, epilogue, out_dtype=out_dtype))
     batches = math.prod(batch)
     x, w = x.reshape(batches, m, k), w.reshape(batches, n, k)
-    if epilogue is not None and epilogue.residual is not None:
-        epilogue = dataclasses.replace(epilogue, residual=epilogue.residual.reshape(batches, m, n))
+    if epilogue is not None:
+        residual = None if epilogue.residual is None else epilogue.residual.reshape(batches, m, n)
+        row_scale = None if epilogue.row_scale is None else epilogue.row_scale.reshape(batches, m)
+        epilogue = dataclasses.replace(epilogue, residual=residual, row_scale=row_scale)
     if offset is not None:
         offset = offset.reshape(batches, n)
     out: jax.Array = module.run(x, w, epilogue, out_dtype=out_dtype, offset=offset, config=config, interpret=interpret)

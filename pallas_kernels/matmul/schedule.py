@@ -138,7 +138,7 @@ def call(
     Args:
       accumulate: the loop over k.
       extra: of (batches, parts, m) and (batches, parts, n), or None: what `accumulate` needs for each row and column.
-      epilogue: its residual is (batches, m, n).
+      epilogue: its residual is (batches, m, n), its row_scale (batches, m).
       as_float: add the parts in float32, for K beyond what int32 holds.
 
     Raises:
@@ -204,7 +204,10 @@ def _kernel(
         if epilogue is not None:
             multiplier, bias, lo, hi = (ref.at[columns] for ref in epilogue.vectors)
             residual = None if epilogue.residual is None else epilogue.residual.at[b, rows, columns]
-            blocks = dataclasses.replace(epilogue, multiplier=multiplier, bias=bias, lo=lo, hi=hi, residual=residual)
+            row_scale = None if epilogue.row_scale is None else epilogue.row_scale.at[b, rows]
+            blocks = Epilogue(
+                multiplier, bias, lo, hi, residual, epilogue.residual_multiplier, epilogue.table, row_scale
+            )
         tiles.store(acc, blocks, out_ref.at[b, part, rows, columns], row, column, interpret=interpret)
 
     program = pl.program_id(0)

@@ -63,6 +63,8 @@ def supports(x: Any, w: Any, epilogue: Epilogue | None = None, *, out_dtype: jax
         return f"Mosaic kernels need jax 0.11, not {jax.__version__}"
     if 0 in (*x.shape, n):
         return "there is nothing to multiply"
+    if epilogue is not None and epilogue.row_scale is not None:
+        return "Mosaic kernels have no scales of rows"
     if jnp.dtype(w.dtype) != jnp.int8:
         return f"Mosaic kernels take w in int8, not {jnp.dtype(w.dtype).name}"
     if reference.is_split(x, w):

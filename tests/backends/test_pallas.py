@@ -40,12 +40,12 @@ def assert_exact(node, operands, tactics=1):
         np.testing.assert_array_equal(ours, expected)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_dot(residual):
+@pytest.mark.parametrize(("residual", "by_row"), [(False, False), (True, False), (True, True)])
+def test_dot(residual, by_row):
     rng = np.random.default_rng(1)
     x = rng.integers(0, 256, (2, 9, 21)).astype(np.uint8)
     weight = rng.integers(-127, 128, (13, 21)).astype(np.int8)
-    assert_exact(*int8_node("dot", DENSE, x, weight, (2, 9, 13), "int8", residual, rng), tactics=2)
+    assert_exact(*int8_node("dot", DENSE, x, weight, (2, 9, 13), "int8", residual, rng, by_row), tactics=2)
 
 
 @pytest.mark.parametrize(("x_dtype", "y_dtype", "out"), [("int8", "int8", "float32"), ("uint8", "int8", "int8")])
@@ -124,7 +124,8 @@ def test_every_product_of_a_network_is_a_kernel(compiled, small_cnn):
     assert "stablehlo.dot_general" not in text
 
 
-def test_an_attention_is_kernels(compiled):
+@pytest.mark.parametrize("scales", ["tensor", "token"])
+def test_an_attention_is_kernels(compiled, scales):
     rng = np.random.default_rng(0)
     params = {name: rng.normal(0, 0.2, (16, 16)).astype(np.float32) for name in "qkvo"}
 
@@ -134,7 +135,7 @@ def test_an_attention_is_kernels(compiled):
         return jnp.einsum("bhqk,bkhd->bqhd", scores, v).reshape(x.shape) @ params["o"]
 
     x = networks.images(2, 6, 16)
-    qmodel = jaxq.quantize(attention, params, [x])
+    qmodel = jaxq.quantize(attention, params, [x], config=jaxq.QuantConfig(activation_scales=scales))
     assert "stablehlo.dot_general" not in cuda(network(qmodel), qmodel.params, x)
 
 

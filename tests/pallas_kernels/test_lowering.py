@@ -1,6 +1,7 @@
 """What reaches the GPU compiler, read on a machine that may have no GPU: the Triton module inside the lowered call, and
 PTX where the compiler is installed."""
 
+import dataclasses
 import functools
 
 import aot
@@ -91,6 +92,16 @@ def test_edges_are_masked_and_nothing_else(config, m, n, k, masked, batch):
     args = arguments(m, n, k, residual_dtype=jnp.int8, batch=batch)
     text = lowered_text(args, out_dtype=jnp.int8, config=config)
     assert triton_ir.masks(text) == (masked, 9 - masked)
+
+
+@pytest.mark.parametrize("config", [DOT4, MMA])
+@pytest.mark.parametrize(("m", "masked"), [(16, 0), (5, 3)])  # x, the rows' scales, output
+def test_scales_of_rows(config, m, masked):
+    x, w, epilogue = arguments(m, 128, 1024)
+    epilogue = dataclasses.replace(epilogue, row_scale=jax.ShapeDtypeStruct((m,), jnp.float32))
+    text = lowered_text((x, w, epilogue), out_dtype=jnp.int8, config=config)
+    assert triton_ir.masks(text) == (masked, 8 - masked)
+    assert text.count("mul.rn.f32") == 2
 
 
 def test_edges_of_shifted_operands_are_masked():

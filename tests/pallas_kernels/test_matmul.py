@@ -44,7 +44,18 @@ def integers(rng, dtype, shape):
 
 
 def draw(
-    m, n, k, *, batch=(), x_dtype=np.int8, w_dtype=np.int8, residual_dtype=None, table=False, out_dtype=jnp.int8, seed=0
+    m,
+    n,
+    k,
+    *,
+    batch=(),
+    x_dtype=np.int8,
+    w_dtype=np.int8,
+    residual_dtype=None,
+    table=False,
+    by_row=False,
+    out_dtype=jnp.int8,
+    seed=0,
 ):
     """Random x, w, epilogue whose outputs fill the range of out_dtype (behind a table, int8) and partly saturate."""
     rng = np.random.default_rng(seed)
@@ -62,6 +73,10 @@ def draw(
         residual = rng.normal(0, 50, shape) if floating else integers(rng, residual_dtype, shape)
         residual = residual.astype(residual_dtype)
         epilogue = dataclasses.replace(epilogue, residual=residual, residual_multiplier=np.float32(rng.uniform(0.1, 1)))
+    if by_row:
+        row_scale = np.exp(rng.normal(0, 1, (*batch, m))).astype(np.float32)
+        row_scale[..., 0] = RANGES["float32"][1]  # no product with it is finite
+        epilogue = dataclasses.replace(epilogue, row_scale=row_scale)
     if table:
         epilogue = dataclasses.replace(epilogue, table=rng.integers(-100, 100, 256).astype(out_dtype))
     return jax.device_put((x, w, epilogue))
@@ -71,7 +86,12 @@ def numpy_matmul(x, w, epilogue, *, out_dtype):
     """Independent of the library: int64, then float32 with a rounding after each operation."""
     x, w, e = jax.tree.map(np.asarray, (x, w, epilogue))
     acc = x.astype(np.int64) @ np.swapaxes(w.astype(np.int64), -1, -2)
-    y = acc.astype(np.float32) * e.multiplier + e.bias
+    y = acc.astype(np.float32) * e.multiplier
+    if e.row_scale is not None:
+        largest = np.finfo(np.float32).max
+        with np.errstate(over="ignore"):
+            y = np.clip(y * e.row_scale[..., None], -largest, largest)
+    y = y + e.bias
     if e.residual is not None:
         y = y + e.residual.astype(np.float32) * e.residual_multiplier
     y = np.clip(y, e.lo, e.hi)
@@ -101,6 +121,7 @@ def kernel_equals_reference(kind, data, largest):
         w_dtype=data.draw(dtypes),
         residual_dtype=data.draw(st.sampled_from([None, np.int8, np.uint8, np.float32, jnp.bfloat16])),
         table=data.draw(st.booleans()),
+        by_row=data.draw(st.booleans()),
         out_dtype=np.int8 if out_dtype == jnp.int32 else out_dtype,
     )
     epilogue = None if out_dtype == jnp.int32 else epilogue
@@ -140,12 +161,18 @@ def test_kernel_equals_reference_over_many_shapes(kind, chunk):
 
 @pytest.mark.parametrize("out_dtype", OUT_DTYPES)
 @pytest.mark.parametrize(
-    ("x_dtype", "residual_dtype", "table"),
-    [(np.int8, None, False), (np.uint8, np.int8, False), (np.int8, np.float32, False), (np.int8, None, True)],
+    "kwargs",
+    [
+        {},
+        {"x_dtype": np.uint8, "residual_dtype": np.int8},
+        {"residual_dtype": np.float32},
+        {"table": True},
+        {"by_row": True},
+    ],
 )
-def test_reference_equals_numpy(x_dtype, residual_dtype, table, out_dtype):
+def test_reference_equals_numpy(kwargs, out_dtype):
     # More than a million outputs: XLA's contraction to a fused multiply-add would change a few of them by one.
-    args = draw(1100, 1000, 16, x_dtype=x_dtype, residual_dtype=residual_dtype, table=table, out_dtype=out_dtype)
+    args = draw(1100, 1000, 16, out_dtype=out_dtype, **kwargs)
     expected = numpy_matmul(*args, out_dtype=out_dtype)
     assert_same_bits(matmul_reference(*args, out_dtype=out_dtype), expected)
     assert_same_bits(jax.jit(functools.partial(matmul_reference, out_dtype=out_dtype))(*args), expected)

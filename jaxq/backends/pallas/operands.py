@@ -19,7 +19,7 @@ def struct(node: Node, shape: tuple[int, ...] | None = None) -> jax.ShapeDtypeSt
 
 def epilogue_struct(node: Node, shape: tuple[int, ...]) -> pallas_kernels.Epilogue:
     """The types of the epilogue's operands, for an output that the kernel sees in that shape."""
-    shapes = {"residual": shape}
+    shapes = {"residual": shape, "row_scale": shape[:-1]}
     given = {role: struct(node.operand(role), shapes.get(role)) for role in node.roles if role not in _SUMMED}
     return pallas_kernels.Epilogue(**given)
 
@@ -29,6 +29,8 @@ def epilogue(node: Node, given: Mapping[str, Any], shape: tuple[int, ...]) -> pa
     operands = {role: value for role, value in given.items() if role not in _SUMMED}
     if "residual" in operands:
         operands["residual"] = jnp.broadcast_to(operands["residual"], node.aval.shape).reshape(shape)
+    if "row_scale" in operands:
+        operands["row_scale"] = operands["row_scale"].reshape(shape[:-1])
     return pallas_kernels.Epilogue(**operands)
 
 

@@ -12,8 +12,6 @@ from jaxq.graph.node import Node
 
 def supports(node: Node) -> str | None:
     """Why no kernel takes the bound node, or None."""
-    if node.get("row_scale") is not None:
-        return "its rows have scales of their own"
     return why_not_residual(node) or pallas_kernels.supports(*_types(node), out_dtype=node.aval.dtype)
 
 
