@@ -165,6 +165,7 @@ struct Case {
          bias.memory,
          lo.memory,
          hi.memory,
+         nullptr,
          has_table ? table.memory : nullptr,
          has_residual ? residual.memory : nullptr,
          residual_dtype,
@@ -847,7 +848,7 @@ struct Plain {
       vectors[2 * n + c] = dtype == DType::u8 ? 0.0f : -127.0f;
       vectors[3 * n + c] = 127.0f;
     }
-    e = {vectors.data(), vectors.data() + n, vectors.data() + 2 * n, vectors.data() + 3 * n, nullptr, nullptr,
+    e = {vectors.data(), vectors.data() + n, vectors.data() + 2 * n, vectors.data() + 3 * n, nullptr, nullptr, nullptr,
          DType::s8,      channels,           1,                      rows,                   1,       0.5f,
          out.memory,     dtype,              channels * size_of(dtype)};
   }
