@@ -15,7 +15,7 @@ that the function converts to float are integers of scale 1 already, and need no
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -66,6 +66,22 @@ class Placement:
     def quantized(self) -> frozenset[Node]:
         """The nodes that are not in float, or not all of them."""
         return self.int8 | self.weight_only
+
+    def onto(self, graph: Graph) -> "Placement":
+        """The same for a graph whose nodes, bodies' too, have the names of those placed."""
+        named = {node.name: node for node in graph.all_nodes if not node.is_constant}
+
+        def moved(nodes: Iterable[Node]) -> list[Node]:
+            return [named[node.name] for node in nodes]
+
+        groups = {group: replace(group, sources=tuple(moved(group.sources))) for group in self.groups.values()}
+        return Placement(
+            frozenset(moved(self.int8)),
+            frozenset(moved(self.by_row)),
+            frozenset(moved(self.weight_only)),
+            {named[node.name]: groups[group] for node, group in self.groups.items()},
+            {named[node.name]: reason for node, reason in self.reasons.items()},
+        )
 
     @property
     def scale_groups(self) -> tuple[ScaleGroup, ...]:

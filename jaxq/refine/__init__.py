@@ -2,4 +2,5 @@
 
 state.py        State: a placed graph and its choices; Samples: the examples, those to fit on and those held back
 channels.py     a scale for each channel of a dot's or convolution's input (SmoothQuant, cross-layer equalisation)
+attention.py    query, key, value and context of attention made alike by channel (cross-layer equalisation)
 """
