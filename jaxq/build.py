@@ -224,7 +224,7 @@ def tuned(
     models = {name: model(in_float) for name, in_float in mixes.items()}
 
     def function(*args: Any) -> Any:
-        return partial(jax.jit(network.function), network.variables, *args)
+        return partial(jax.jit(network.function), jax.device_put(network.variables), *args)
 
     return tuning.best(models, twins, timings.batch, timings.cache, budget, function, is_accurate)
 
