@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -26,13 +25,13 @@ _FEWEST_TURNS = 5
 
 
 def interleaved(functions: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
-    """The median seconds of a call of each, turn by turn, so that a busy machine slows all alike: until no quartile of
-    one lies within those of another, or `seconds` are over. Each was called once before."""
+    """The median seconds of a call of each, turn by turn, so that a busy machine slows all alike: until it is settled
+    which is the fastest, as no quartile of it lies within those of another, or `seconds` are over."""
     for function in functions:
         jax.block_until_ready(function())
     taken: list[list[float]] = [[] for _ in functions]
     end = time.perf_counter() + seconds
-    while len(taken[0]) < _FEWEST_TURNS or (time.perf_counter() < end and not _apart(taken)):
+    while len(taken[0]) < _FEWEST_TURNS or (time.perf_counter() < end and not _settled(taken)):
         for function, of_one in zip(functions, taken, strict=True):
             start = time.perf_counter()
             jax.block_until_ready(function())
@@ -40,9 +39,9 @@ def interleaved(functions: Sequence[Callable[[], Any]], seconds: float) -> list[
     return [float(np.median(of_one)) for of_one in taken]
 
 
-def _apart(taken: Sequence[Sequence[float]]) -> bool:
-    quartiles = sorted(tuple(np.quantile(of_one, (0.25, 0.75))) for of_one in taken)
-    return all(one[1] < next_[0] for one, next_ in itertools.pairwise(quartiles))
+def _settled(taken: Sequence[Sequence[float]]) -> bool:
+    (_, upper), *others = sorted(tuple(np.quantile(of_one, (0.25, 0.75))) for of_one in taken)
+    return all(upper < lower for lower, _ in others)
 
 
 def device_label() -> str:

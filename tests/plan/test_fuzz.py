@@ -10,7 +10,10 @@ from flax import linen as nn
 from networks import SmallCNN, images, variables
 
 import jaxq
+from jaxq import backends
+from jaxq.backends.tactics import XLA
 from jaxq.plan.artifact import PLAN_FILE
+from jaxq.plan.tactics import Tactics
 
 VALUES = (
     None,
@@ -51,7 +54,9 @@ def saved(request, tmp_path_factory):
     model, shape, rules = request.param
     x = images(*shape)
     path = tmp_path_factory.mktemp("fuzz") / "net.jaxq"
-    jaxq.quantize(model, variables(model, x), [x], config=jaxq.QuantConfig(method="mse", rules=rules)).save(path)
+    qmodel = jaxq.quantize(model, variables(model, x), [x], config=jaxq.QuantConfig(method="mse", rules=rules))
+    products = [node.name for node in qmodel.plan.graph.nodes if backends.candidates(node)]
+    qmodel.with_tactics(Tactics("a device", dict.fromkeys(products, XLA))).save(path)
     return path
 
 

@@ -28,11 +28,11 @@ def taking(clock, name, seconds):
     return call
 
 
-def test_turns_are_taken_in_turn_until_the_order_is_settled(clock):
+def test_turns_are_taken_in_turn_until_the_fastest_is_settled(clock):
     a = taking(clock, "a", iter([9.0, 1.0, 1.1, 1.0, 1.2, 50.0]))
-    b = taking(clock, "b", iter([9.0, 2.0, 2.1, 2.2, 2.0, 2.0]))
-    assert interleaved([a, b], seconds=1000) == pytest.approx([1.1, 2.0])
-    assert clock.calls == ["a", "b"] * 6
+    b, c = (taking(clock, name, iter([9.0, 2.0, 2.1, 2.2, 2.0, 2.0])) for name in "bc")
+    assert interleaved([a, b, c], seconds=1000) == pytest.approx([1.1, 2.0, 2.0])
+    assert clock.calls == ["a", "b", "c"] * 6
 
 
 def test_what_is_even_is_measured_to_the_end(clock):
