@@ -54,3 +54,13 @@ def test_export(small_cnn, platforms):
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in names]
     exported = export.export(jax.jit(qmodel), platforms=platforms, disabled_checks=checks)(x)
     np.testing.assert_array_equal(exported.call(x), qmodel(x))
+
+
+def test_tactics_of_a_tuned_network(small_cnn, monkeypatch, tmp_path):
+    """Kernels with other configs than the default, and XLA, were timed, and whatever was chosen gives the same bits."""
+    monkeypatch.setenv("JAXQ_CACHE_DIR", str(tmp_path))
+    model, variables, x = small_cnn.model, small_cnn.variables, small_cnn.x
+    qmodel = jaxq.quantize(model, variables, [x], tune="fast")
+    timings = qmodel.summary().tuning.timings
+    assert sum(" by pallas " in what for what in timings) > sum(what.endswith(" by xla") for what in timings) > 0
+    np.testing.assert_array_equal(qmodel(x), oracle(qmodel, x))
