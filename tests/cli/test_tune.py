@@ -11,6 +11,7 @@ from networks import decibels, images
 import jaxq
 from jaxq.cli import main
 from jaxq.graph.node import is_int8
+from jaxq.plan import tune
 
 X = images(4, 9, 8, 3)
 
@@ -74,7 +75,8 @@ def test_the_layers_where_int8_loses(files, times, tmp_path, capsys):
 
 def test_real_times(files, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("JAXQ_CACHE_DIR", str(tmp_path))
-    assert main(["tune", files.mlp, "--budget", "4", "--json"]) == 0
+    monkeypatch.setattr(tune.Budget, "networks", 0.5)
+    assert main(["tune", files.mlp, "--budget", "20", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert {layer["name"] for layer in data["layers"]} == {"0", "1"}
     assert data["chosen"] in ("int8", "float", "mixed")
