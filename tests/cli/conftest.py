@@ -69,6 +69,10 @@ class Files:
         return self.saved("float_head", mlp, self.params, self.x, rules=(jaxq.LayerRule("^1$", quantize=False),))
 
     @cached_property
+    def int4(self):
+        return self.saved("int4", mlp, self.params, self.x, weight_only=True, weight_bits=4)
+
+    @cached_property
     def narrow(self):
         return self.saved("narrow", mlp, mlp_params(6, 5, 3), self.x)
 

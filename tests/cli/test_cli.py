@@ -73,6 +73,15 @@ def test_inspect(files, capsys):
     assert str(artifact.load(files.mlp)[0].summary) in text
 
 
+def test_inspect_weight_only(files, capsys):
+    assert main(["inspect", files.int4, "--json"]) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert [(row["name"], row["precision"]) for row in layers] == [
+        ("0", "int4 weight-only"),
+        ("1", "int4 weight-only"),
+    ]
+
+
 def test_inspect_as_data(files, capsys):
     assert main(["inspect", files.float_head, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

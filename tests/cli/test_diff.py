@@ -55,6 +55,12 @@ def test_precision(files, capsys):
     assert "  ~ 1: precision int8 -> float; reads " in text
 
 
+def test_weight_only(files, capsys):
+    data = differences(files.mlp, files.int4, capsys)
+    assert {"op dot -> weight_only_dot", "precision int8 -> int4 weight-only"} <= set(data["changed"]["1"])
+    assert main(["diff", files.int4, files.int4]) == 0
+
+
 def test_nodes_that_come_and_go(files, capsys):
     forth, back = (
         differences(*pair, capsys) for pair in ((files.mlp, files.float_head), (files.float_head, files.mlp))

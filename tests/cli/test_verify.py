@@ -23,6 +23,14 @@ def test_a_small_network(files, capsys):
     assert "computing 11 int8 nodes in NumPy\n" in err
 
 
+def test_weight_only(files, capsys):
+    """Its sums are of floats: the result alone is compared."""
+    assert main(["verify", files.int4, "--batch", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["right"] and found["nodes"] == 0
+    assert [result["bound_by"] for result in found["results"]] == ["decibels"]
+
+
 def loops(params, batch):
     """Bytes, products of two values, functions in tables, float nodes, integers that floats choose, and loops."""
     x = batch["bytes"].astype(jnp.float32) @ params["in"]
