@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxq import backends
 from jaxq.backends import tactics
 from jaxq.errors import JaxqError, PlanError
 from jaxq.graph.evaluate import Lower, evaluate
-from jaxq.graph.node import Aval, Dim, Graph, Node, bind
-from jaxq.models import shown
+from jaxq.graph.node import Aval, Graph
+from jaxq.plan.arguments import Arguments, array_of
 from jaxq.plan.tactics import Tactics
 from jaxq.report import Summary
 
@@ -66,7 +65,7 @@ class Plan:
           PlanError: other parameters or arguments than the plan was made for.
         """
         for leaf in jax.tree.leaves(args):
-            _array("args", leaf)
+            array_of("args", leaf)
         return self._compiled(tree)(tuple(leaves), args)
 
     @functools.cached_property
@@ -104,11 +103,7 @@ class Plan:
             results = evaluate(self.gathered.bind(batch), params, leaves, lower)
         else:
             results = evaluate(self.graph.bind(batch), backends.plain(params), leaves, lower)
-        if one_example:
-            results = [
-                y[0] if node.aval.leads_batch else y for node, y in zip(self.graph.outputs, results, strict=True)
-            ]
-        return jax.tree.unflatten(self.out_tree, results)
+        return self._arguments.result(results, one_example)
 
     def _check_params(self, params: Mapping[str, Any]) -> None:
         if not isinstance(params, Mapping):
@@ -124,41 +119,9 @@ class Plan:
                 raise PlanError(f"params: {node.name!r} is {given}, the plan takes {node.aval}")
 
     def leaves(self, args: tuple[Any, ...]) -> tuple[list[Any], Any, bool]:
-        """The argument leaves, checked; the batch size; and whether the arguments are one example, which gets a batch
-        axis (where every result has one to take off again).
+        """See `Arguments.leaves`."""
+        return self._arguments.leaves(args)
 
-        Raises:
-          PlanError: other arguments than the plan was made for.
-        """
-        leaves, tree = jax.tree.flatten(args)
-        if tree != self.in_tree:
-            raise PlanError(f"the arguments are {shown(tree)}, the plan takes {shown(self.in_tree)}")
-        inputs = self.graph.inputs
-        arrays = [_array(node.name, leaf) for node, leaf in zip(inputs, leaves, strict=True)]
-        batched = [node.aval.leads_batch for node in inputs]
-        pairs = [(node, array) for node, array, follows in zip(inputs, arrays, batched, strict=True) if follows]
-        separable = all(node.aval.leads_batch or not node.aval.follows_batch for node in self.graph.outputs)
-        one_example = separable and bool(pairs) and all(a.shape == node.aval.shape[1:] for node, a in pairs)
-        if one_example:
-            arrays = [a[None] if follows else a for a, follows in zip(arrays, batched, strict=True)]
-        batch = next((a.shape[0] for a, follows in zip(arrays, batched, strict=True) if follows and a.ndim), 0)
-        for node, array in zip(inputs, arrays, strict=True):
-            self._check(node, array, batch)
-        return [jnp.asarray(a, node.aval.dtype) for node, a in zip(inputs, arrays, strict=True)], batch, one_example
-
-    def _check(self, node: Node, array: Any, batch: Any) -> None:
-        given, taken = jax.dtypes.canonicalize_dtype(array.dtype), node.aval.dtype
-        if tuple(array.shape) != bind(node.aval.shape, batch):
-            wanted = tuple("batch" if isinstance(dim, Dim) else dim for dim in node.aval.shape)
-            fixed = f"; its batch size is fixed: {self.summary.fixed_because}" if self.summary.fixed_because else ""
-            raise PlanError(f"argument {node.name!r} has shape {tuple(array.shape)}, the plan takes {wanted}{fixed}")
-        both_float = jnp.issubdtype(given, jnp.floating) and jnp.issubdtype(taken, jnp.floating)
-        if given != taken and not both_float and not np.can_cast(given, taken):
-            raise PlanError(f"argument {node.name!r} has dtype {given}, the plan takes {taken}: convert it first")
-
-
-def _array(name: str, leaf: Any) -> Any:
-    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
-        raise PlanError(f"argument {name!r} holds {array.dtype} values, not numbers")
-    return array
+    @functools.cached_property
+    def _arguments(self) -> Arguments:
+        return Arguments(self.graph, self.in_tree, self.out_tree, self.summary.fixed_because)
