@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.evaluate import evaluate, reference
-from jaxq.graph.node import LAYOUT, WEIGHTED, Graph, Node
+from jaxq.graph.evaluate import control_flow, evaluate, reference
+from jaxq.graph.node import LAYOUT, WEIGHTED, Aval, Graph, Node
 from jaxq.graph.taps import parts
 from jaxq.passes.choices import Choices
 from jaxq.passes.lower import grouped_weight, quantized_weight, scaled_weight
@@ -57,6 +57,7 @@ class Simulated:
         self._reads = {node.name: _reads(node, placement) for node in graph.all_nodes}
         self._by_row = {node.name for node in placement.by_row}
         self._groups = {group.name: group for group in placement.scale_groups}
+        self._made = {node.name: _group_of(node, placement) for node in placement.int8}
 
     def levels(self, choices: Choices, config: QuantConfig) -> Levels:
         """Those of the choices."""
@@ -72,7 +73,7 @@ class Simulated:
     def weight(self, node: Node, choices: Choices, config: QuantConfig) -> np.ndarray:
         """The real weight that a conv's or dot's integers stand for."""
         if node in self.placement.weight_only:
-            levels, grouped = grouped_weight(node, config)
+            levels, grouped = choices.weights.get(node.name) or grouped_weight(node, config)
             size = config.for_weights(node.name).group_size
             return levels * np.repeat(grouped, size, axis=1)[:, : levels.shape[1]]
         scale_x = self._scale_of(node, choices)
@@ -107,50 +108,87 @@ class Simulated:
           tap: called with every node and its value, not yet rounded (`evaluate`).
         """
         graph = self.graph.bind(batch)
+        if mask is None:
+            return self._evaluated(graph, params, levels, leaves, tap)
 
         def lower(node: Node) -> Callable[..., Any]:
-            if mask is None:
-                return self._rounding(node, levels)
             if node.name not in self._place:
                 return reference(node)
             on, float_, int8 = mask[self._place[node.name]], float_function(node), self._rounding(node, levels)
             return lambda *operands: jnp.where(on, int8(*operands), float_(*operands))
 
-        values = evaluate(graph, params, leaves, lower, tap)
-        if mask is not None:
-            return values
-        made = (_group_of(node, self.placement) if node in self.placement.int8 else None for node in self.graph.outputs)
-        return [y if name is None else self._rounded(y, name, levels) for y, name in zip(values, made, strict=True)]
+        return evaluate(graph, params, leaves, lower, tap)
+
+    def _evaluated(
+        self,
+        graph: Graph,
+        params: Mapping[str, Any],
+        levels: Levels,
+        inputs: Sequence[Any],
+        tap: Callable[[Node, Any], None] | None = None,
+    ) -> list[jax.Array]:
+        """The outputs of a graph, or of a body, all of whose nodes compute as in int8: what stands for integers is
+        float32, whatever the graph's dtype."""
+
+        def lower(node: Node) -> Callable[..., Any]:
+            return self._rounding(_wide(node) if self._made.get(node.name) else node, levels)
+
+        def control(node: Node) -> Callable[..., Any]:
+            return control_flow(node, lambda body: lambda *args: self._evaluated(body, params, levels, args))
+
+        values = evaluate(graph, params, inputs, lower, tap, control)
+        made = [self._made.get(node.name) for node in graph.outputs]
+        rounded = [y if name is None else self._rounded(y, name, levels) for y, name in zip(values, made, strict=True)]
+        return [y.astype(node.aval.dtype) for y, node in zip(rounded, graph.outputs, strict=True)]
 
     def _rounded(self, x: jax.Array, group: str, levels: Levels) -> jax.Array:
-        """The value as the group's integers stand for it."""
+        """The value as the group's integers stand for it, float32."""
         lowest, highest = numerics.BOUNDS[self._groups[group].dtype]
         zero_point = levels.zero_points.get(group)
+        x = x.astype(jnp.float32)
         return numerics.fake_quantize(x, levels.scales[group], zero_point, lowest=lowest, highest=highest)
 
     def _rounding(self, node: Node, levels: Levels) -> Callable[..., Any]:
         """The node's function with its rounded operands."""
-        reads = self._reads.get(node.name, {})
+        reads, is_wide = self._reads.get(node.name, {}), node.name in self._made and node.op != "elementwise"
         weight, bias = levels.weights.get(node.name), levels.biases.get(node.name)
-        biased = node
-        if bias is not None and node.get("bias") is None:
-            biased = node.replace(inputs=(*node.inputs, node.inputs[0]), roles=(*node.roles, "bias"))
-        run = float_function(biased)
+        is_added = bias is not None and node.get("bias") is None
+        if is_added:
+            node = node.replace(inputs=(*node.inputs, node.inputs[0]), roles=(*node.roles, "bias"))
+        run = float_function(node)
+
+        def operand(x: jax.Array, source: Node, group: str | None) -> jax.Array:
+            if group is None:
+                return x
+            x = self._rounded(x, group, levels)
+            return x if is_wide else x.astype(source.aval.dtype)
 
         def rounded(*operands: Any) -> Any:
-            given = [self._rounded(x, reads[i], levels) if i in reads else x for i, x in enumerate(operands)]
+            given = [operand(x, node.inputs[i], reads.get(i)) for i, x in enumerate(operands)]
             if node.name in self._by_row:
                 at = node.roles.index("x")
                 given[at] = numerics.fake_quantize_rows(given[at], levels.rows.get(node.operand("x").name))
             if weight is not None:
-                at = node.roles.index("weight")
-                given[at] = weight.astype(given[at].dtype)
-            if bias is not None and biased is node:
+                given[node.roles.index("weight")] = weight
+            if is_added:
+                given.append(bias)
+            elif bias is not None:
                 at = node.roles.index("bias")
                 given[at] = given[at] + bias
-            return run(*given) if biased is node else run(*given, bias)
+            if node.op == "pad":
+                given[1] = given[1].astype(given[0].dtype)
+            return run(*given)
 
         return rounded
+
+
+def _wide(node: Node) -> Node:
+    """An int8 node of float32 values. (A function of one value, a table, makes those of its dtype.)"""
+    if node.op == "elementwise":
+        return node
+    if node.op == "convert_element_type":
+        return node.with_attrs(new_dtype=np.dtype(np.float32))
+    return node.replace(aval=Aval(node.aval.shape, np.dtype(np.float32)))
 
 
 def _reads(node: Node, placement: Placement) -> dict[int, str]:
