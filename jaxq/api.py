@@ -1,4 +1,4 @@
-"""quantize, calibrate, load: composition only."""
+"""quantize, fake_quantize, calibrate, load: composition only."""
 
 import warnings
 from collections.abc import Mapping
@@ -21,6 +21,7 @@ from jaxq.errors import CalibrationError, TraceError, UnsupportedError
 from jaxq.models import is_nnx
 from jaxq.plan import artifact
 from jaxq.plan.tune import Budget
+from jaxq.qat import FakeQuantized
 from jaxq.qmodel import QuantizedModel, model_of
 
 
@@ -44,6 +45,7 @@ def quantize(
         quantize(nnx_module, batches)
         quantize(fun, params, batches)              any fun(params, *args)
         quantize(model, variables, calibration=c)   what `calibrate` returned serves for the batches
+        quantize(fake, trained)                     what `fake_quantize` returned, and its trained variables
 
     Args:
       model: a Flax Linen module, a Flax NNX module (in inference mode), or a function of parameters and arrays.
@@ -67,31 +69,92 @@ def quantize(
       TraceError: the function does not trace, or is in training mode.
       CalibrationError: batches are missing, empty, malformed or not finite, or the calibration is of another network.
       UnsupportedError: the arguments fit no form above, or the function has nothing to quantize.
+      PlanError: trained variables of another structure than `fake.variables`.
     """
+    if isinstance(model, FakeQuantized):
+        others = (batches, calibration, config, static_kwargs, tune_batch, max_drop, metric)
+        if tune != "off" or any(other is not None for other in others):
+            raise UnsupportedError(
+                "quantize(fake, trained) takes nothing else: fake_quantize took the calibration and the config, and "
+                "what was trained for int8 is int8"
+            )
+        return model.quantized(variables)
     config, seconds, demand = _checked(config), _budget(tune, tune_batch), _demand(max_drop, metric)
     variables, batches = _arguments(model, variables, batches)
-    if calibration is None:
-        stream = Batches(batches)
-        network = build.network(model, variables, static_kwargs, stream.signature)
-        calibration = build.calibrate(network, network.place(config), config, stream, sampled=demand is not None)
-    else:
-        if batches is not None:
-            raise CalibrationError("batches: takes no batches beside a calibration; hand in one of the two")
-        if not isinstance(calibration, Calibration):
-            raise CalibrationError(
-                f"calibration: takes what jaxq.calibrate returned, not a {type(calibration).__name__}"
-            )
-        try:
-            network = build.network(model, variables, static_kwargs, calibration.signature)
-        except TraceError as error:
-            raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
-        calibration.check(network.fingerprint, allow_stale=allow_stale)
+    network, calibration = _calibrated(
+        model, variables, batches, calibration, config, static_kwargs, allow_stale, sampled=demand is not None
+    )
     _warn_of_unmatched_rules(network, config)
     if demand is not None:
         return _accurate(network, config, calibration, demand, seconds, tune_batch)
     if seconds:
         return build.tuned(network, config, calibration, Budget(seconds), tune_batch)
     return build.quantized(network, config, calibration)
+
+
+def fake_quantize(
+    model: Any,
+    variables: Any = None,
+    batches: Any = None,
+    *,
+    calibration: Calibration | None = None,
+    config: QuantConfig | None = None,
+    static_kwargs: Mapping[str, Any] | None = None,
+    allow_stale: bool = False,
+) -> FakeQuantized:
+    """The same function with the numbers of the int8 plan, to be trained further: quantization-aware training.
+
+        fake = jaxq.fake_quantize(model, variables, calibration)
+        loss = lambda variables: loss_of(fake(variables, images), labels)       from `fake.variables` on
+        qmodel = jaxq.quantize(fake, trained)
+
+    `fake(variables, *args)` is an ordinary JAX function, for any transform, optimizer and training loop: values and
+    weights are rounded as in int8, and gradients pass the rounding straight through. Batch norms are folded into the
+    weights that are trained. See `jaxq.qat` for the method and its sources.
+
+    Args:
+      model, variables, batches, calibration, config, static_kwargs, allow_stale: as `quantize` takes them; what
+        `calibrate` returned may stand in the place of the batches, too.
+
+    Raises:
+      As `quantize` does.
+    """
+    config = _checked(config)
+    variables, batches = _arguments(model, variables, batches)
+    if isinstance(batches, Calibration) and calibration is None:
+        batches, calibration = None, batches
+    network, calibration = _calibrated(model, variables, batches, calibration, config, static_kwargs, allow_stale)
+    _warn_of_unmatched_rules(network, config)
+    placement = network.place(config, calibration.statistics.unseen)
+    choices, _ = build.choose(network, config, calibration, placement)
+    return FakeQuantized(network, placement, choices, config)
+
+
+def _calibrated(
+    model: Any,
+    variables: Any,
+    batches: Any,
+    calibration: Calibration | None,
+    config: QuantConfig,
+    static_kwargs: Mapping[str, Any] | None,
+    allow_stale: bool,
+    sampled: bool = False,
+) -> tuple[Network, Calibration]:
+    """The function as traced, and its calibration: the given one, or made of the batches."""
+    if calibration is None:
+        stream = Batches(batches)
+        network = build.network(model, variables, static_kwargs, stream.signature)
+        return network, build.calibrate(network, network.place(config), config, stream, sampled=sampled)
+    if batches is not None:
+        raise CalibrationError("batches: takes no batches beside a calibration; hand in one of the two")
+    if not isinstance(calibration, Calibration):
+        raise CalibrationError(f"calibration: takes what jaxq.calibrate returned, not a {type(calibration).__name__}")
+    try:
+        network = build.network(model, variables, static_kwargs, calibration.signature)
+    except TraceError as error:
+        raise CalibrationError(f"calibration: its batches do not fit this network: {error}") from error
+    calibration.check(network.fingerprint, allow_stale=allow_stale)
+    return network, calibration
 
 
 def _accurate(

@@ -137,23 +137,31 @@ def quantized(
     """The plan of all that can be in int8, but the nodes `in_float`: {name: why}."""
     unseen = calibration.statistics.unseen
     placement = place(network.graph, config, unseen, in_float) if in_float else network.place(config, unseen)
-    choices, chosen = _choices(network, config, calibration, placement)
-    int8 = verify(passes.quantize(network.graph, placement, choices, config), "quantized")
+    choices, chosen = choose(network, config, calibration, placement)
+    return planned(network, Origin(network.graph, placement, choices, config), chosen)
 
+
+def planned(network: Network, origin: Origin, methods: Sequence[str]) -> QuantizedModel:
+    """The plan of the network's function that the origin makes.
+
+    Args:
+      methods: that of each scale group, for the summary.
+    """
+    int8 = verify(passes.quantize(origin.graph, origin.placement, origin.choices, origin.config), "quantized")
     traced = network.traced
     summary = Summary(
         nodes=rows(int8),
         float_bytes=_size(jax.tree.leaves(network.variables)),
         int8_bytes=_size(int8.params.values()),
         fixed_because=traced.fixed_because,
-        methods=dict(Counter(chosen).most_common()),
-        unmatched_rules=tuple(rule.pattern for rule in network.unmatched(config)),
+        methods=dict(Counter(methods).most_common()),
+        unmatched_rules=tuple(rule.pattern for rule in network.unmatched(origin.config)),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
-    return model_of(plan, int8.params, Origin(network.graph, placement, choices, config))
+    return model_of(plan, int8.params, origin)
 
 
-def _choices(
+def choose(
     network: Network, config: QuantConfig, calibration: Calibration, placement: Placement
 ) -> tuple[Choices, list[str]]:
     """What the integers of every scale group stand for, and the methods that made their thresholds."""
@@ -187,7 +195,7 @@ def timed(
     """The times of the layers that are placed in int8, there and in float; at that batch size, or at the first
     calibration batch's."""
     graph = network.graph
-    choices, _ = _choices(network, config, calibration, placement)
+    choices, _ = choose(network, config, calibration, placement)
     apart = passes.quantize(graph, placement, choices, config, merging=False)
     leaves = zip(graph.inputs, calibration.signature.leaves, strict=True)
     batch = batch or next((leaf.shape[0] for node, leaf in leaves if node.aval.leads_batch), 1)

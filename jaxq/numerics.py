@@ -113,18 +113,26 @@ def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array,
     return _round_straight_through(*primals), tangents[0]
 
 
+def to_levels(
+    x: jax.Array, scale: jax.Array, zero_point: jax.Array | None = None, *, lowest: float, highest: float
+) -> jax.Array:
+    """The integers in [lowest, highest] that stand for float `x`, as float32. `scale` is a scalar or broadcasts to x.
+    Rounding passes gradients through, clipping none."""
+    y = x.astype(jnp.float32) * (1 / scale)
+    if zero_point is not None:
+        y = y + zero_point
+    return _round_straight_through(jnp.clip(y, jnp.float32(lowest), jnp.float32(highest)))
+
+
 def fake_quantize(
     x: jax.Array, scale: jax.Array, zero_point: jax.Array | None = None, *, lowest: float, highest: float
 ) -> jax.Array:
     """Float `x` rounded to the numbers that integers in [lowest, highest] stand for: dequantize(quantize(x)), in float.
 
-    `scale` is a scalar or broadcasts to x. Rounding passes gradients through; what is clipped passes none to x, and to
-    the scale those of its bound (LSQ, arXiv 1902.08153).
+    Rounding passes gradients through; what is clipped passes none to x, and to the scale those of its bound (LSQ,
+    arXiv 1902.08153).
     """
-    y = x.astype(jnp.float32) * (1 / scale)
-    if zero_point is not None:
-        y = y + zero_point
-    q = _round_straight_through(jnp.clip(y, jnp.float32(lowest), jnp.float32(highest)))
+    q = to_levels(x, scale, zero_point, lowest=lowest, highest=highest)
     return ((q if zero_point is None else q - zero_point) * scale).astype(x.dtype)
 
 

@@ -20,7 +20,7 @@ ORDER = (
     ("qmodel",),
     ("attribution", "tuning"),
     ("build", "retune"),
-    ("accuracy",),
+    ("accuracy", "qat"),
     ("api",),
     ("__init__",),
     ("cli",),

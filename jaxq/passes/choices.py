@@ -16,8 +16,9 @@ class Choices:
       qtypes: {scale group: what its integers stand for}. The scale is a float, or float64 (C,), one for each channel.
       rows: {value that dots read by row: float64 (C,), what its channels are divided by before each row is given its
         scale}, where that is not 1.
-      weights: {conv or dot: (int8 weight in the op's layout, float64 scale of each output channel)}, where they were
-        refined; the others are quantized as the config says.
+      weights: {conv or dot: (int8 weight in the op's layout, float64 scale of each output channel)}, or of a
+        weight-only dot (int8 levels (N, K), float32 scale (N, groups)), where they were refined; the others are
+        quantized as the config says.
       biases: {conv or dot: float64 (C,)}, real numbers that are added to the bias.
     """
 

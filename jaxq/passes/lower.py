@@ -231,7 +231,7 @@ class _Lowering:
 
     def _weight_only(self, node: Node) -> Node:
         how = self.config.for_weights(node.name)
-        levels, scale = grouped_weight(node, self.config)
+        levels, scale = self.choices.weights.get(node.name) or grouped_weight(node, self.config)
         packed = levels if how.weight_bits == 8 else numerics.pack_int4(levels)
         bias, residual = node.get("bias"), node.get("residual")
         if bias is not None:

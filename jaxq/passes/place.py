@@ -88,6 +88,21 @@ class Placement:
         """The groups that need a threshold."""
         return tuple(group for group in dict.fromkeys(self.groups.values()) if not group.exact)
 
+    def on(self, new: Mapping[Node, Node]) -> "Placement":
+        """The same placement of the nodes' counterparts in another graph."""
+
+        def moved(group: ScaleGroup) -> ScaleGroup:
+            return replace(group, sources=tuple(new[source] for source in group.sources))
+
+        groups = {group: moved(group) for group in dict.fromkeys(self.groups.values())}
+        return Placement(
+            frozenset(new[node] for node in self.int8),
+            frozenset(new[node] for node in self.by_row),
+            frozenset(new[node] for node in self.weight_only),
+            {new[node]: groups[group] for node, group in self.groups.items()},
+            {new[node]: reason for node, reason in self.reasons.items()},
+        )
+
 
 def place(
     graph: Graph, config: QuantConfig, unseen: Collection[str] = (), in_float: Mapping[str, str] | None = None

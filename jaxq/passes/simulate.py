@@ -76,19 +76,19 @@ class Simulated:
             levels, grouped = choices.weights.get(node.name) or grouped_weight(node, config)
             size = config.for_weights(node.name).group_size
             return levels * np.repeat(grouped, size, axis=1)[:, : levels.shape[1]]
-        scale_x = self._scale_of(node, choices)
+        scale_x = self.scale_read(node, {name: qtype.scale for name, qtype in choices.qtypes.items()}, choices.rows)
         weight, scale = choices.weights.get(node.name) or quantized_weight(node, config, scale_x)
         real = weight * (scale if node.op == "conv" else scale[:, None])
         ones = np.ones_like(real) if np.ndim(scale_x) else 1.0
         return (real / scaled_weight(node, ones, scale_x)).astype(np.float32)
 
-    def _scale_of(self, node: Node, choices: Choices) -> float | np.ndarray:
-        """The scale of what a conv or dot reads; where rows have scales of their own, in units of these."""
+    def scale_read(self, node: Node, scales: Mapping[str, Any], rows: Mapping[str, Any]) -> Any:
+        """The scale of what an int8 conv or dot reads; where rows have scales of their own, in units of these."""
         x = node.operand("x")
         if node in self.placement.by_row:
-            return choices.rows.get(x.name, 1.0)
+            return rows.get(x.name, 1.0)
         group = self.placement.groups[x]
-        return 1.0 if group.exact else choices.qtypes[group.name].scale
+        return 1.0 if group.exact else scales[group.name]
 
     def __call__(
         self,
@@ -151,6 +151,7 @@ class Simulated:
     def _rounding(self, node: Node, levels: Levels) -> Callable[..., Any]:
         """The node's function with its rounded operands."""
         reads, is_wide = self._reads.get(node.name, {}), node.name in self._made and node.op != "elementwise"
+        by_row = node.operand("x") if node.name in self._by_row else None
         weight, bias = levels.weights.get(node.name), levels.biases.get(node.name)
         is_added = bias is not None and node.get("bias") is None
         if is_added:
@@ -161,13 +162,13 @@ class Simulated:
             if group is None:
                 return x
             x = self._rounded(x, group, levels)
-            return x if is_wide else x.astype(source.aval.dtype)
+            return x if is_wide and source is not by_row else x.astype(source.aval.dtype)
 
         def rounded(*operands: Any) -> Any:
-            given = [operand(x, node.inputs[i], reads.get(i)) for i, x in enumerate(operands)]
-            if node.name in self._by_row:
+            given: list[Any] = [operand(x, node.inputs[i], reads.get(i)) for i, x in enumerate(operands)]
+            if by_row is not None:
                 at = node.roles.index("x")
-                given[at] = numerics.fake_quantize_rows(given[at], levels.rows.get(node.operand("x").name))
+                given[at] = numerics.fake_quantize_rows(given[at].astype(jnp.float32), levels.rows.get(by_row.name))
             if weight is not None:
                 given[node.roles.index("weight")] = weight
             if is_added:
