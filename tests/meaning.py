@@ -59,7 +59,7 @@ def _operand(node: Node, role: str, source: Node, found, params):
     if source.is_constant:
         return params[source.name] if source.op == "param" else np.asarray(source.value)
     read = node.operand(role)
-    while read.op == "pad" and read.name == f"{node.name}/pad":
+    if read.op == "pad" and source.op != "pad":
         read = read.inputs[0]  # the float node pads by itself, with zeros
     value = found[read.name]
     if read.qtype is None:

@@ -53,6 +53,7 @@ class _Lowering:
     floats: dict[Node, Node] = field(default_factory=dict)
     ints: dict[Node, Node] = field(default_factory=dict)
     rows: dict[Node, Node] = field(default_factory=dict)
+    pads: dict[tuple[Node, Any], Node] = field(default_factory=dict)
 
     def run(self, graph: Graph) -> Graph:
         """The int8 graph of a graph or a body, which takes and gives floats."""
@@ -262,10 +263,12 @@ class _Lowering:
         n, *sizes, c = x.aval.shape
         dilated = ((size - 1) * d + 1 for size, d in zip(sizes, dilation, strict=True))
         sizes = [low + size + high for size, (low, high) in zip(dilated, node.attrs["padding"], strict=True)]
-        inputs = (x, constant(np.array(x.qtype.zero_point, np.uint8)))
-        aval, name = Aval((n, *sizes, c), x.aval.dtype), f"{node.name}/pad"
-        padded = Node("pad", inputs, {"padding_config": config}, aval, name, qtype=x.qtype, scope=node.scope)
-        return node.with_attrs(padding=((0, 0),) * rank, lhs_dilation=(1,) * rank), padded
+        if (x, config) not in self.pads:  # layers that read one value merge if they read one padded value, too
+            inputs = (x, constant(np.array(x.qtype.zero_point, np.uint8)))
+            aval, name = Aval((n, *sizes, c), x.aval.dtype), f"{node.name}/pad"
+            padded = Node("pad", inputs, {"padding_config": config}, aval, name, qtype=x.qtype, scope=node.scope)
+            self.pads[x, config] = padded
+        return node.with_attrs(padding=((0, 0),) * rank, lhs_dilation=(1,) * rank), self.pads[x, config]
 
     def _bias(self, node: Node) -> np.ndarray:
         bias = node.get("bias")

@@ -22,10 +22,10 @@ from jaxq.backends.cpu.library import cpus
 from jaxq.backends.cpu.packing import AnyForm, Form, GroupForm
 from jaxq.backends.cpu.takes import MOVES
 from jaxq.backends.cpu.values import Field, Values
-from jaxq.backends.cpu.views import Broadcast, View
+from jaxq.backends.cpu.views import Broadcast, View, dense_strides
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 6
+VERSION = 7
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -107,6 +107,8 @@ class _Encoder(Values):
             self._weight_only_dot(node)
         elif node.op == "reduce_window_max":
             self._max_pool(node)
+        elif node.op == "pad":
+            self._pad(node)
         elif node.op == "row_scale":
             self._rows_and_scales(node)
         elif node.op == "quantize_rows":
@@ -243,6 +245,19 @@ class _Encoder(Values):
         rows = target.rows()
         assert rows is not None, node
         self.emit("max_pool", *window, target, rows[1])
+
+    def _pad(self, node: Node) -> None:
+        """A buffer of the padding's value, and the operand copied into it."""
+        target, x = self.target(node), self.views[node.inputs[0]]
+        is_dense = target.strides == dense_strides(target.shape)
+        whole = target if is_dense else self.allocate(target.shape, target.dtype)
+        low, _, between = zip(*node.attrs["padding_config"], strict=True)
+        step = [gap + 1 for gap in between]
+        limit = [start + (n - 1) * s + 1 for start, n, s in zip(low, x.shape, step, strict=True)]
+        self.emit("fill", prod(whole.shape), int(node.inputs[1].value) & 255, whole)
+        self.copy(x, whole.slice(low, limit, step))
+        if not is_dense:
+            self.copy(whole, target)
 
     def _window_sum(self, node: Node) -> None:
         window = self._pool_window(node, dict(node.attrs["window"]))

@@ -41,6 +41,8 @@ def why_not(node: Node) -> str | None:
         return _MOVES_FLOATS if node.inputs[0].aval.dtype == node.aval.dtype else "it converts"
     if node.op == "reduce_window_max":
         return _window(node, node.attrs) if _is_bytes(node) else "it is float"
+    if node.op == "pad":
+        return _pad(node) if _is_bytes(node) else "it pads floats"
     if node.op == "elementwise":
         return "there is no kernel for its function" if form_of(node) is None else None
     if node.op in _ROWS:
@@ -67,6 +69,17 @@ def _rows(node: Node) -> str | None:
     if node.op == "quantize_rows" and not _has_its_own_scales(node):
         return "its rows have the scales of others"
     return None if x.aval.shape else "it is one number"
+
+
+def _pad(node: Node) -> str | None:
+    config = node.attrs["padding_config"]
+    if node.inputs[1].op != "const":
+        return "its padding is not constant"
+    if any(low < 0 or high < 0 for low, high, _ in config):
+        return "it crops its operand"
+    if any(config[0]) or 0 in node.inputs[0].aval.shape:
+        return "it pads its batch, or nothing"
+    return "it has more than five axes" if len(config) > 5 else None
 
 
 def _has_its_own_scales(node: Node) -> bool:

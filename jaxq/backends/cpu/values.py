@@ -16,6 +16,7 @@ from jaxq.graph.node import Graph, Node
 _KINDS = (
     *("convolution", "depthwise", "matrix_product", "elementwise", "max_pool", "sum_pool", "sum", "table"),
     *("quantize", "dequantize", "softmax", "layer_norm", "copy", "quantize_rows", "weight_only_dot", "function"),
+    "fill",
 )
 _KIND = {name: i for i, name in enumerate(_KINDS)}
 

@@ -47,6 +47,7 @@ class Operations {
         case 13: quantize_rows(); break;
         case 14: weight_only_dot(); break;
         case 15: function(); break;
+        case 16: fill(); break;
         default: throw Invalid("the program holds an operation that this library does not know");
       }
     }
@@ -465,6 +466,17 @@ class Operations {
     const Place p = read_.place(true);
     if (p) Reader::check(p, n * 4, DType::f32);
     return reinterpret_cast<const float*>(p.data);
+  }
+
+  // Bytes of one value.
+  void fill() {
+    const int64_t bytes = read_.positive();
+    const auto value = static_cast<int>(read_.number(0, 255));
+    const Place out = read_.place();
+    Reader::check(out, bytes);
+    ranges(bytes, 1, [&](int64_t first, int64_t last) {
+      std::memset(out.data + first, value, static_cast<size_t>(last - first));
+    });
   }
 
   // An array of up to five axes with strides to another; the last axis is of `bytes` that lie together.
