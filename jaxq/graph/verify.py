@@ -42,7 +42,9 @@ def _unknown(node: Node) -> bool:
 def _missing_roles(node: Node) -> bool:
     given = set(node.roles)
     needed = {*(OPS[node.op].roles if node.op in OPS else ()), *(EPILOGUE if _is_int8(node) else ())}
-    return not needed <= given or (bool(given) and len(node.roles) != len(node.inputs))
+    if _is_int8(node) and "residual" in given:
+        needed.add("residual_multiplier")
+    return not needed <= given or (bool(given) and not len(given) == len(node.roles) == len(node.inputs))
 
 
 def _bad_vector(node: Node) -> bool:

@@ -48,6 +48,19 @@ def test_every_attribute_has_a_kind():
         assert wrong_attribute(node) is None if set(has.attrs) <= free else wrong_attribute(node).startswith("has ")
 
 
+def test_operands_that_belong_together(graph):
+    """A residual and its multiplier; and each role is one operand's."""
+    conv = only(graph, "conv")
+    residual = constant(np.float32(1))
+    for roles in (("residual",), ("bias",)):
+        with pytest.raises(ValueError, match="lacks an operand"):
+            verify(changed(graph, conv, inputs=(*conv.inputs, residual), roles=(*conv.roles, *roles)), "quantized")
+    both = changed(
+        graph, conv, inputs=(*conv.inputs, residual, residual), roles=(*conv.roles, "residual", "residual_multiplier")
+    )
+    assert verify(both, "quantized") is both
+
+
 @pytest.mark.parametrize(
     ("op", "attrs", "says"),
     [
