@@ -255,7 +255,7 @@ class _Decoder:
             case "$dim":
                 return Dim(int(data[0]), int(data[1]))
             case "$aval":
-                return Aval(self.value(data[0]), jax.numpy.dtype(data[1]))
+                return Aval(_shape(self.value(data[0])), jax.numpy.dtype(data[1]))
             case "$qtype":
                 return QType(data[0], self.value(data[1]), *data[2:])
             case "$graph":
@@ -267,6 +267,13 @@ class _Decoder:
             case "$stablehlo":
                 return stablehlo.from_bytes(self.value(data))
         raise ValueError(f"unknown kind of value {kind!r}")
+
+
+def _shape(dims: Any) -> tuple[Any, ...]:
+    # True and 1.0 equal 1 in every comparison, and are no size.
+    if not isinstance(dims, tuple) or not all(isinstance(dim, Dim) or type(dim) is int for dim in dims):
+        raise ValueError(f"{dims} is no shape")
+    return dims
 
 
 def _index(i: Any, nodes: list[Node]) -> int:

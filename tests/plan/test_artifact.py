@@ -186,3 +186,13 @@ def test_a_newer_file(saved, tmp_path):
 )
 def test_an_edited_header(saved, tmp_path, edit):
     rejected(edited(saved[1], tmp_path, edit))
+
+
+@pytest.mark.parametrize("size", [True, 1.0])
+def test_a_size_that_equals_an_integer_and_is_none(tmp_path, size):
+    jaxq.quantize(lambda w, x: x @ w, images(6, 1), [images(8, 6)]).save(tmp_path / "net.jaxq")
+
+    def edit(header):
+        header["graph"]["nodes"][-1]["aval"]["$aval"][0][1] = size
+
+    rejected(edited(tmp_path / "net.jaxq", tmp_path, edit), f"{size}.* is no shape")
