@@ -193,3 +193,26 @@ def test_the_scale_of_a_row_is_applied_after_the_multiplier():
     run = jax.jit(lambda *args, **given: numerics.epilogue(*args, **given, dtype=np.float32))
     expected = (acc.astype(np.float32) * multiplier) * row_scale + bias
     np.testing.assert_array_equal(run(acc, multiplier, bias, -wide, wide, row_scale=row_scale), expected)
+
+
+@cheap.jit
+def fake_gradients(x, scale, zero_point):
+    """(values, derivatives by x, derivatives by the scale) of each x (N,)."""
+
+    def fake(x, scale):
+        return numerics.fake_quantize(x, scale, zero_point, lowest=0, highest=255)
+
+    y, by = jax.vmap(jax.value_and_grad(fake, (0, 1)), (0, None))(x, scale)
+    return y, *by
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.03125, 0.5, width=32), st.integers(0, 255))
+def test_the_gradients_of_fake_quantize_are_those_of_its_formula(seed, scale, zero_point):
+    """Straight through within the levels; by the scale those of LSQ, also of a clipped value and with a zero point."""
+    x = np.random.default_rng(seed).uniform(-300 * scale, 300 * scale, 100).astype(np.float32)
+    v = x * (1 / np.float32(scale)) + np.float32(zero_point)
+    q, inside = np.rint(np.clip(v, 0, 255)), (v > 0) & (v < 255)
+    y, by_x, by_scale = fake_gradients(x, np.float32(scale), np.float32(zero_point))
+    np.testing.assert_allclose(y, (q - zero_point) * np.float32(scale), rtol=1e-6)
+    np.testing.assert_allclose(by_x, np.where(inside, 1, 0), rtol=1e-6)
+    np.testing.assert_allclose(by_scale, np.where(inside, q - v, q - zero_point), atol=2e-4)
