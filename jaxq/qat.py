@@ -61,11 +61,12 @@ class FakeQuantized:
           channel, one for the layer with `weight_scales="tensor"`, (N, groups) of weight-only layers.
         "activation_scales": {value: array}: the same, of the values that become integers.
         """
-        return {
-            "params": {name: jnp.asarray(value, jnp.float32) for name, value in self._trained.items()},
-            "weight_scales": {node.name: jnp.zeros(self._shape_of_scale(node)) for node in self._weighted},
-            "activation_scales": {name: jnp.zeros(np.shape(of.scale)) for name, of in self.choices.qtypes.items()},
-        }
+        with jax.ensure_compile_time_eval():  # arrays, also where they are first asked for inside a transform
+            return {
+                "params": {name: jnp.asarray(value, jnp.float32) for name, value in self._trained.items()},
+                "weight_scales": {node.name: jnp.zeros(self._shape_of_scale(node)) for node in self._weighted},
+                "activation_scales": {name: jnp.zeros(np.shape(of.scale)) for name, of in self.choices.qtypes.items()},
+            }
 
     def __call__(self, variables: Mapping[str, Any], *args: Any) -> Any:
         """The function, computed with the numbers of the int8 plan that these variables give.
@@ -134,7 +135,9 @@ class FakeQuantized:
     @cached_property
     def _constants(self) -> dict[str, Any]:
         """The other parameters of the graph."""
-        return {name: value for name, value in self.network.graph.params.items() if name not in self._trained}
+        with jax.ensure_compile_time_eval():
+            params = self.network.graph.params
+            return {name: jnp.asarray(value) for name, value in params.items() if name not in self._trained}
 
     @cached_property
     def _weight_scales_at_first(self) -> dict[str, np.ndarray]:
