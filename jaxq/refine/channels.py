@@ -23,6 +23,7 @@ from jaxq import numerics
 from jaxq.graph.node import LAYOUT, WEIGHTED, Node, QType
 from jaxq.passes.place import ScaleGroup
 from jaxq.passes.simulate import float_function
+from jaxq.refine import rows
 from jaxq.refine.state import Samples, State
 
 # The share of the largest channel-wise maximum that the scale covers.
@@ -51,7 +52,7 @@ def refine(state: State, samples: Samples) -> State:
             qtypes[group.name] = found
             changed |= {reader.name for reader in readers}
     weights = {name: weight for name, weight in state.choices.weights.items() if name not in changed}
-    return state.choose(qtypes=qtypes, weights=weights)
+    return rows.refine(state.choose(qtypes=qtypes, weights=weights), values)
 
 
 def groups(state: State) -> Iterator[tuple[ScaleGroup, list[Node]]]:
@@ -63,7 +64,7 @@ def groups(state: State) -> Iterator[tuple[ScaleGroup, list[Node]]]:
             members[group].append(node)
     for group, nodes in members.items():
         users = [(user, node) for node in nodes for user in graph.users.get(node, ())]
-        readers = [user for user, x in users if user in placement.int8 and _reads(user, x)]
+        readers = [user for user, x in users if user in placement.int8 - placement.by_row and _reads(user, x)]
         fits = all(_makes_channels(state, node) for node in nodes) and all(
             _takes_channels(state, *use) for use in users
         )
