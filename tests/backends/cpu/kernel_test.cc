@@ -6,6 +6,7 @@
 // instead); ROUNDS in the environment.
 #include <algorithm>
 #include <array>
+#include <cfloat>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -119,13 +120,15 @@ uint8_t byte_of(float y, bool is_signed) {
 
 // A random epilogue for `rows` x `channels`, its vectors, its residual and its output.
 struct Case {
-  Case(int64_t rows, int64_t channels, float largest)
+  // `may_be_by_row`: its rows may have scales of their own, as those of a matrix product.
+  Case(int64_t rows, int64_t channels, float largest, bool may_be_by_row = false)
       : rows(rows),
         channels(channels),
         multiplier(channels),
         bias(channels),
         lo(channels),
         hi(channels),
+        row_scale(rows),
         table(256),
         repeat(chance(0.2) ? between(1, 3) : 1),
         period(chance(0.2) ? between(1, std::max<int64_t>(1, (rows + repeat - 1) / repeat)) : (rows + repeat - 1) / repeat),
@@ -150,6 +153,8 @@ struct Case {
       hi[c] = chance(0.5) ? most : std::round(uniform(20, 127));
       if (chance(0.1) && least < 0) lo[c] = 0;
     }
+    const bool by_row = may_be_by_row && chance(0.3);
+    for (int64_t r = 0; r < rows; ++r) row_scale[r] = chance(0.05) ? 1e36f : std::exp(uniform(-2, 2));
     fill_random(table.bytes(), 256);
     if (residual_dtype == DType::f32) {
       for (int64_t i = 0; i < period * residual_stride / 4; ++i) {
@@ -165,7 +170,7 @@ struct Case {
          bias.memory,
          lo.memory,
          hi.memory,
-         nullptr,
+         by_row ? row_scale.memory : nullptr,
          has_table ? table.memory : nullptr,
          has_residual ? residual.memory : nullptr,
          residual_dtype,
@@ -181,6 +186,7 @@ struct Case {
 
   void expect(int64_t row, int64_t c, int32_t acc) {
     float y = times(static_cast<float>(acc), multiplier[c]);
+    if (e.row_scale) y = std::min(std::max(times(y, row_scale[row]), -FLT_MAX), FLT_MAX);
     y = y + bias[c];
     if (e.residual) {
       const uint8_t* p = e.residual + row / e.residual_repeat % e.residual_period * e.residual_stride;
@@ -209,11 +215,11 @@ struct Case {
     return " rows " + std::to_string(rows) + " channels " + std::to_string(channels) + " out " +
            std::to_string(static_cast<int>(out_dtype)) + " residual " +
            (e.residual ? std::to_string(static_cast<int>(residual_dtype)) : "no") + " step " + std::to_string(step) +
-           " table " + (e.table ? "yes" : "no");
+           " table " + (e.table ? "yes" : "no") + " by row " + (e.row_scale ? "yes" : "no");
   }
 
   int64_t rows, channels;
-  Buffer<float> multiplier, bias, lo, hi;
+  Buffer<float> multiplier, bias, lo, hi, row_scale;
   Buffer<uint8_t> table;
   int64_t repeat, period, step;
   DType residual_dtype;
@@ -292,7 +298,7 @@ void test_gemm() {
   fill_random(a.bytes(), a.size);
   const bool flips = !takes(dtype);
   for (int64_t i = 0; i < readable; ++i) flipped[i] = static_cast<uint8_t>(a[i] ^ (flips ? 0x80 : 0));
-  Case c(m, n, 127.0f * 127.0f * static_cast<float>(k));
+  Case c(m, n, 127.0f * 127.0f * static_cast<float>(k), true);
   kernels->enter();
   in_parts(m, [&](int64_t first, int64_t last) {
     const int64_t channel = between(0, (n - 1) / kBlock) * kBlock;
@@ -646,6 +652,84 @@ bool near(const Two& t, int64_t row, int64_t c, double y, double tolerance, floa
   if (*p == expected) return true;
   return std::abs(value(p, t.r.out_dtype) - value(&expected, t.r.out_dtype)) == 1 &&
          std::fabs(std::fabs(y * multiplier - std::trunc(y * multiplier)) - 0.5) <= 2 * tolerance * multiplier + 1e-5;
+}
+
+Function some_function() {
+  Function f = {};
+  f.kind = one_of({Function::normal, Function::sigmoid});
+  f.linear = uniform(0.5f, 2), f.cubic = chance(0.5) ? 0.0f : uniform(0.01f, 0.1f);
+  f.factor = uniform(0.5f, 3), f.input_factor = one_of({1.0f, -1.0f});
+  return f;
+}
+
+double exactly(const Function& f, double x) {
+  x *= static_cast<double>(f.input_factor);
+  const double tail = f.kind == Function::normal ? std::erfc(-x / std::sqrt(2.0)) / 2
+                                                 : 1 / (1 + std::exp(-(f.linear * x + f.cubic * x * x * x)));
+  return static_cast<double>(f.factor) * (tail == 0 ? 0.0 : x * tail);
+}
+
+void test_function() {
+  const int64_t rows = between(1, 6), cols = some_columns();
+  Two t(DType::f32, DType::f32, rows, cols);
+  for (int64_t r = 0; r < rows; ++r) {
+    fill_random(t.row(r), cols, chance(0.1) ? 1e6f : 3.0f);
+    if (chance(0.2)) t.row(r)[between(0, cols - 1)] = one_of({NAN, INFINITY, -INFINITY, 0.0f});
+  }
+  const Function f = some_function();
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->function(t.r, f, first, last); });
+  bool right = true;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      const double x = static_cast<double>(t.row(r)[c]), y = exactly(f, x);
+      float got;
+      std::memcpy(&got, t.out.memory + r * t.out_stride + c * 4, 4);
+      const bool is_infinite = std::isinf(y) && static_cast<double>(got) == y;
+      right &= is_infinite || near(t, r, c, y, 1e-6 * (1 + std::fabs(x)) * static_cast<double>(f.factor), 1.0f);
+    }
+  }
+  check(right, "function cols " + std::to_string(cols) + " kind " + std::to_string(f.kind));
+}
+
+// Scales and rows as they are defined; those of a function as of the floats that it makes.
+void test_quantize_rows() {
+  const int64_t rows = between(1, 9), cols = some_columns();
+  Two t(DType::f32, DType::s8, rows, cols), made(DType::f32, DType::f32, rows, cols);
+  const bool has_factor = chance(0.5), has_function = chance(0.3);
+  Buffer<float> factor(cols), scales(rows), room(cols);
+  for (int64_t c = 0; c < cols; ++c) factor[c] = uniform(0.1f, 10.0f);
+  const float size = one_of({1e-25f, 1e-3f, 1.0f, 60.0f, 1e30f});
+  for (int64_t r = 0; r < rows; ++r) {
+    fill_random(t.row(r), cols, has_function ? 3.0f : size);
+    if (chance(0.1)) std::fill(t.row(r), t.row(r) + cols, 0.0f);
+    if (chance(0.1)) t.row(r)[between(0, cols - 1)] = one_of({NAN, INFINITY, -INFINITY});
+    std::memcpy(made.row(r), t.row(r), static_cast<size_t>(cols) * 4);
+  }
+  const Function f = some_function();
+  in_parts(rows, [&](int64_t first, int64_t last) {
+    kernels->quantize_rows(t.r, has_factor ? factor.memory : nullptr, has_function ? &f : nullptr, room.memory,
+                           scales.memory, first, last);
+  });
+  if (has_function) kernels->function(made.r, f, 0, rows);
+  bool right = true;
+  for (int64_t r = 0; r < rows; ++r) {
+    const uint8_t* values = has_function ? made.out.memory + r * made.out_stride : made.x.memory + r * made.stride;
+    float amax = 1e-20f;
+    std::vector<float> x(static_cast<size_t>(cols));
+    std::memcpy(x.data(), values, x.size() * 4);
+    for (int64_t c = 0; c < cols; ++c) {
+      float& y = x[static_cast<size_t>(c)];
+      if (has_factor) y = times(y, factor[c]);
+      if (!std::isnan(y)) amax = std::max(amax, std::fabs(y));
+    }
+    const float scale = times(std::min(amax, FLT_MAX), 1.0f / 127.0f);
+    right &= scales[r] == scale;
+    for (int64_t c = 0; c < cols; ++c) {
+      t.expected[static_cast<size_t>(r * t.out_stride + c)] = quantized(x[static_cast<size_t>(c)], 1.0f / scale, DType::s8);
+    }
+  }
+  check(right && t.right(), "quantize_rows cols " + std::to_string(cols) + " factor " + std::to_string(has_factor) +
+                                " function " + std::to_string(has_function));
 }
 
 void test_softmax() {
@@ -1026,7 +1110,7 @@ int run(int argc, char** argv) {
   }
   void (*const tests[])() = {test_pack, test_gemm, test_gemm, test_grouped_dot, test_patches, test_band, test_depthwise, test_depthwise,  test_max_pool, test_sum_pool,
                              test_elementwise, test_sum,  test_table,     test_quantize,   test_dequantize,
-                             test_softmax,  test_layer_norm};
+                             test_softmax,  test_layer_norm, test_function,  test_quantize_rows};
   const char* rounds = std::getenv("ROUNDS");
   std::string available = AvailableIsas();
   uint64_t first_digest = 0;

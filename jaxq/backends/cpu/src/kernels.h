@@ -46,7 +46,7 @@ struct Epilogue {
   const float* bias;
   const float* lo;
   const float* hi;
-  const float* row_scale;  // one for each row, or null
+  const float* row_scale;  // one for each row of a matrix product, or null
   const uint8_t* table;    // 256 entries by the byte of the int8 result, or null
 
   const uint8_t* residual;  // or null; the row of output row r is (r / residual_repeat) % residual_period
