@@ -85,6 +85,7 @@ def quantize(
         model, variables, batches, calibration, config, static_kwargs, allow_stale, sampled=demand is not None
     )
     _warn_of_unmatched_rules(network, config)
+    network, calibration = build.refined(network, config, calibration)
     if demand is not None:
         return _accurate(network, config, calibration, demand, seconds, tune_batch)
     if seconds:

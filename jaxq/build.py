@@ -14,10 +14,12 @@ import numpy as np
 from jaxq import backends, passes, tuning
 from jaxq.calibration import session
 from jaxq.calibration.batches import Batches, Signature
+from jaxq.calibration.histogram import Histogram, from_samples
 from jaxq.calibration.observe import Statistics
 from jaxq.calibration.report import report
 from jaxq.calibration.result import Calibration
 from jaxq.calibration.select import Errors, Tensor, candidates, select
+from jaxq.calibration.step import rows as sample_rows
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, UnsupportedError
 from jaxq.graph.fingerprint import Fingerprint, fingerprint
@@ -28,17 +30,22 @@ from jaxq.models import as_function
 from jaxq.passes import scales
 from jaxq.passes.choices import Choices
 from jaxq.passes.measure import measure_errors
-from jaxq.passes.place import Placement, place
+from jaxq.passes.place import Placement, ScaleGroup, place
 from jaxq.plan import tune
 from jaxq.plan.plan import Plan
 from jaxq.plan.timing import TimingCache
 from jaxq.plan.tune import Budget
 from jaxq.qmodel import Origin, QuantizedModel, model_of
-from jaxq.report import Summary, rows
+from jaxq.refine import recipe
+from jaxq.refine.state import Samples, State
+from jaxq.report import Gain, Summary, rows
 
 # Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
 # go forward.
 NUM_SAMPLES = 6
+
+# Examples kept to refine with, and to judge by.
+REFINING_SAMPLES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +57,7 @@ class Network:
     graph: Graph
     variables: Any
     signature: Signature
+    refinement: "Refinement | None" = None
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -66,6 +74,32 @@ class Network:
 
     def unmatched(self, config: QuantConfig) -> tuple[LayerRule, ...]:
         return config.unmatched(node.name for node in self.graph.all_nodes if not node.is_constant)
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """What refinement chose for all that can be in int8, and what each of its steps brought."""
+
+    choices: Choices
+    gains: tuple[Gain, ...]
+
+    def covers(self, group: ScaleGroup) -> bool:
+        """Whether it holds what the group stands for, which may differ where more layers are in float."""
+        qtype = self.choices.qtypes.get(group.name)
+        return qtype is not None and qtype.dtype == group.dtype and bool(qtype.zero_point) <= bool(group.least)
+
+    def choices_for(self, placement: Placement, others: Choices) -> Choices:
+        """With those of the other groups; of the weights those whose inputs stand for what they did."""
+        kept = {group.name: self.choices.qtypes[group.name] for group in placement.scale_groups if self.covers(group)}
+        read = {
+            node.name: placement.groups[node.operand("x")]
+            for node in placement.int8 - placement.by_row
+            if node.op in WEIGHTED
+        }
+        same = {name for name, group in read.items() if group.exact or group.name in kept}
+        weights = {name: weight for name, weight in self.choices.weights.items() if name in same}
+        biases = {name: bias for name, bias in self.choices.biases.items() if name in same}
+        return replace(others, qtypes={**others.qtypes, **kept}, weights=weights, biases=biases)
 
 
 def network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None, signature: Signature) -> Network:
@@ -99,7 +133,7 @@ def calibrate(
         network.graph,
         scales.observed(place(network.graph, QuantConfig())),  # what any rules may need
         stream,
-        NUM_SAMPLES if automatic or sampled else 0,
+        REFINING_SAMPLES if config.steps else NUM_SAMPLES if automatic or sampled else 0,
         network.fingerprint,
         backends.calibration(),
         mesh=mesh,
@@ -115,7 +149,9 @@ def _errors(
     network: Network, placement: Placement, tensors: Sequence[Tensor], calibration: Calibration, percentile: float
 ) -> Errors:
     """The errors of the tensors' candidates: as the calibration holds them, measured where it holds the samples."""
-    samples = calibration.statistics.samples
+    samples = calibration.statistics.samples and sample_rows(
+        network.graph, calibration.statistics.samples, slice(NUM_SAMPLES)
+    )
     same = {tensor.name for tensor in tensors if tensor in calibration.tensors}  # by a rule, a name may be of another
     stored = {name: errors for name, errors in calibration.errors.items() if name in same}
     if not samples:
@@ -129,6 +165,38 @@ def _errors(
     kernels = backends.calibration()
     measured = measure_errors(network.graph, placement, tensors, histograms, samples, percentile, kernels)
     return {**stored, **measured}
+
+
+def refined(network: Network, config: QuantConfig, calibration: Calibration) -> tuple[Network, Calibration]:
+    """The network and its calibration after the steps that the config names.
+
+    Raises:
+      CalibrationError: there are steps, and the calibration keeps no examples to refine by.
+    """
+    if not config.steps:
+        return network, calibration
+    leaves, unseen = calibration.statistics.samples, calibration.statistics.unseen
+    if not leaves:
+        raise CalibrationError(
+            f"recipe: this calibration keeps no examples for {', '.join(config.steps)}, as one from a file or made "
+            "without a recipe does not; hand in batches, or calibrate with this config"
+        )
+    placement = network.place(config, unseen)
+    choices, _ = choose(network, config, calibration, placement)
+    state = State(network.graph, placement, choices, config, lambda graph: place(graph, config, unseen))
+    samples = Samples.split(network.graph, leaves)
+    state, gains = recipe.run(state, samples, config.steps)
+    statistics = calibration.statistics.with_histograms(_histograms(state, samples, calibration.histograms))
+    network = replace(network, graph=verify(state.graph, "float"), refinement=Refinement(state.choices, gains))
+    return network, replace(calibration, statistics=statistics)
+
+
+def _histograms(state: State, samples: Samples, known: Collection[str]) -> dict[str, Histogram]:
+    """Those of values that refinement made, on the examples."""
+    sources = {source.name for group in state.placement.scale_groups for source in group.sources}
+    made = sources - set(known)
+    values = samples.values(state.graph) if made else {}
+    return {name: from_samples(jnp.asarray(values[name])) for name in sorted(made & values.keys())}
 
 
 def quantized(
@@ -156,6 +224,7 @@ def planned(network: Network, origin: Origin, methods: Sequence[str]) -> Quantiz
         fixed_because=traced.fixed_because,
         methods=dict(Counter(methods).most_common()),
         unmatched_rules=tuple(rule.pattern for rule in network.unmatched(origin.config)),
+        recipe=network.refinement.gains if network.refinement else (),
     )
     plan = Plan(int8, traced.in_tree, traced.out_tree, summary)
     return model_of(plan, int8.params, origin)
@@ -165,14 +234,20 @@ def choose(
     network: Network, config: QuantConfig, calibration: Calibration, placement: Placement
 ) -> tuple[Choices, list[str]]:
     """What the integers of every scale group stand for, and the methods that made their thresholds."""
-    methods = scales.methods(placement, config)
+    refinement = network.refinement
+    known = {group.name for group in placement.scale_groups if refinement is not None and refinement.covers(group)}
+    methods = {
+        tensor: method for tensor, method in scales.methods(placement, config).items() if tensor.name not in known
+    }
     histograms = scales.histograms_of(network.graph, methods, calibration.histograms)
     automatic = [tensor for tensor, method in methods.items() if method == "auto"]
-    errors = _errors(network, placement, automatic, calibration, config.percentile)
+    errors = _errors(network, placement, automatic, calibration, config.percentile) if automatic else {}
     sums = scales.measured_sums(network.graph, placement, errors)
     chosen = select(methods, histograms, sums, config.percentile)
     thresholds = {tensor.name: threshold for tensor, (_, threshold) in chosen.items()}
-    return scales.choices_of(placement, thresholds), [method for method, _ in chosen.values()]
+    choices = scales.choices_of(placement, thresholds)
+    names = [method for method, _ in chosen.values()] + ["recipe"] * len(known)
+    return choices if refinement is None else refinement.choices_for(placement, choices), names
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ METHODS = ("auto", "entropy", "mse", "percentile", "amax")
 WEIGHT_METHODS = ("amax", "mse")
 WEIGHT_SCALES = ("channel", "tensor")
 WEIGHT_BITS = (8, 4)
-ACTIVATION_SCALES = ("auto", "tensor", "token")
+ACTIVATION_SCALES = ("auto", "tensor", "channel", "token")
+
+# The steps of refinement, in order (`jaxq/refine`), and the recipes that name several.
+STEPS = ("attention", "biases", "channels", "outliers", "weights", "polish")
+RECIPES = {"auto": tuple(step for step in STEPS if step != "polish"), "polish": STEPS}
 
 
 def check_method(method: str, where: str) -> None:
@@ -51,6 +55,12 @@ def _check_weights(choices: Mapping[str, Any], where: str) -> None:
             _check_one_of(known[name], value, name, where)
         elif type(value) is not int or value <= 0 or value % GROUP_STEP:
             raise UnsupportedError(f"{where}: {name}={value!r} is no positive multiple of {GROUP_STEP}")
+
+
+def _check_recipe(recipe: Any) -> None:
+    steps = recipe if isinstance(recipe, tuple) else () if recipe is None else (recipe,)
+    for step in steps:
+        _check_one_of((*RECIPES, *STEPS) if steps is not recipe else STEPS, step, "recipe", "QuantConfig")
 
 
 @dataclass(frozen=True)
@@ -108,10 +118,14 @@ class QuantConfig:
         activations, has no such form and stays in float.
       group_size: so many of a weight-only dot's inputs share a scale for each output channel, whatever `weight_scales`
         says; a multiple of 16.
-      activation_scales: "auto" and "tensor" give every activation one scale, from the calibration. "token" gives each
+      activation_scales: "tensor" gives every activation one scale, from the calibration. "auto" gives those a zero
+        point that are skewed, such as gelu's and silu's results, and "channel" what a layer reads a scale for each
+        channel, where the layer before can give it one (`jaxq/refine/channels.py`). "token" gives each
         row that a dot product with weights reads a scale of its own, from the row itself, in every call: for values
         whose rows, or channels, differ widely, as a transformer's do. All else, products of two activations among it,
-        is as with "tensor".
+        is as with "auto".
+      recipe: "auto" takes the steps that make the results more accurate one after the other, and keeps each that lowers
+        their error on calibration examples that were held back; or a tuple of `STEPS`, or one. None takes none.
     """
 
     method: str = "auto"
@@ -123,9 +137,11 @@ class QuantConfig:
     weight_only: bool = False
     group_size: int = 128
     activation_scales: str = "auto"
+    recipe: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_method(self.method, "QuantConfig")
+        _check_recipe(self.recipe)
         _check_weights({name: getattr(self, name) for name in _WEIGHTS}, "QuantConfig")
         _check_one_of(ACTIVATION_SCALES, self.activation_scales, "activation_scales", "QuantConfig")
         if not isinstance(self.rules, Iterable) or not all(isinstance(rule, LayerRule) for rule in self.rules):
@@ -133,6 +149,18 @@ class QuantConfig:
         object.__setattr__(self, "rules", tuple(self.rules))
         if not isinstance(self.percentile, int | float) or not 0 < self.percentile <= 100:
             raise UnsupportedError(f"QuantConfig: percentile={self.percentile!r} is no number within (0, 100]")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The steps of the recipe, in order; scales by channel among them where the config or a rule asks for these."""
+        recipe = self.recipe or ()
+        named = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else recipe
+        return tuple(step for step in STEPS if step in named or (step == "channels" and self.wants_channels))
+
+    @property
+    def wants_channels(self) -> bool:
+        """Whether it asks for scales by channel of any layer."""
+        return "channel" in (self.activation_scales, *(rule.activation_scales for rule in self.rules))
 
     def rule(self, path: str) -> LayerRule | None:
         """The first rule that matches the layer path, if any."""

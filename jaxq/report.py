@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, log10, prod
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,28 @@ class Accuracy:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """What a step of the recipe brought: the squared error of the results over their square, on the calibration
+    examples that were held back, `before` it and `after` it; it took `seconds`, and was `kept` if that fell, or if the
+    config asks for it by name."""
+
+    step: str
+    before: float
+    after: float
+    seconds: float
+    kept: bool
+
+    def __str__(self) -> str:
+        before, after = (_decibels(error) for error in (self.before, self.after))
+        end = "kept" if self.kept else "not kept"
+        return f"{self.step}: {before:.2f} dB -> {after:.2f} dB, {end} ({self.seconds:.0f} s)"
+
+
+def _decibels(error: float) -> float:
+    return -10 * log10(error) if error > 0 else inf
+
+
+@dataclass(frozen=True)
 class Summary:
     """`nodes` as data; printed, a table with totals.
 
@@ -121,6 +143,7 @@ class Summary:
       unmatched_rules: patterns of rules that matched no layer.
       tuning: what measuring chose, or None.
       accuracy: what `max_drop` chose, or None.
+      recipe: what each step of the recipe brought.
     """
 
     nodes: tuple[Row, ...]
@@ -131,6 +154,7 @@ class Summary:
     unmatched_rules: tuple[str, ...]
     tuning: Tuning | None = None
     accuracy: Accuracy | None = None
+    recipe: tuple[Gain, ...] = ()
 
     def __str__(self) -> str:
         total = sum(row.macs for row in self.nodes) or 1
@@ -168,6 +192,7 @@ class Summary:
             macs = sum(row.macs for row in rows)
             lines.append(f"float: {len(rows)} ({macs / total:.1%} of the multiply-adds), {reason}: {names}")
         lines.extend(f"rule {pattern!r} matched no layer" for pattern in self.unmatched_rules)
+        lines.extend(f"recipe: {gain}" for gain in self.recipe)
         return lines + [line for chosen in (self.accuracy, self.tuning) if chosen for line in chosen.lines()]
 
     def _total(self, precision: str, total: int) -> str:

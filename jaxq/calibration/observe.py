@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
 import jax
@@ -60,6 +60,11 @@ class Statistics:
     @property
     def histograms(self) -> Mapping[str, Histogram]:
         return self.snapshots[-1].histograms
+
+    def with_histograms(self, more: Mapping[str, Histogram]) -> "Statistics":
+        """With those of more values."""
+        *before, last = self.snapshots
+        return replace(self, snapshots=(*before, replace(last, histograms={**last.histograms, **more})))
 
     @property
     def unseen(self) -> frozenset[str]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxq.graph.evaluate import reference
-from jaxq.graph.node import Aval, Graph, Node, uniform
+from jaxq.graph.node import Aval, Graph, Node, constant, uniform
 
 # The largest slope over the mean one, on the grid: 16 for tanh, 8 for sigmoid, 2 for a square, 32 for exp.
 LARGEST_STEEPNESS = 20.0
@@ -188,6 +188,28 @@ def apply(body: Graph, x: Any) -> jax.Array:
         else:
             values[node] = reference(node)(*(values[source] for source in node.inputs))
     return values[result]
+
+
+def reshaped(node: Node, shape: tuple[Any, ...]) -> Node:
+    """The "elementwise" node of a value of other channels; its operand is left as it is."""
+    body, before = node.attrs["body"], node.aval.shape
+
+    def change(inner: Node) -> Node:
+        if inner.is_constant and inner.aval.shape[-1:] == before[-1:]:  # one number, written out
+            return constant(np.full((*inner.aval.shape[:-1], shape[-1]), uniform(inner), inner.aval.dtype), inner.name)
+        if inner.aval.shape != before:
+            return inner
+        attrs = {name: shape if name == "shape" else value for name, value in inner.attrs.items()}
+        return inner.replace(attrs=attrs, aval=Aval(shape, inner.aval.dtype))
+
+    return node.with_attrs(body=body.map(change)).replace(aval=Aval(shape, node.aval.dtype))
+
+
+def renamed(node: Node, name: str) -> Node:
+    """The "elementwise" node under another name, which its last op bears, too."""
+    body, end = node.attrs["body"], node.attrs["body"].outputs[0]
+    named = body.map(lambda inner: inner.replace(name=name) if inner.name == end.name else inner)
+    return node.with_attrs(body=named).replace(name=name)
 
 
 def expand(node: Node, change: Callable[[Node], Node]) -> Node:

@@ -287,16 +287,16 @@ def zero_point(qtype: QType) -> Node | None:
 
 
 def quantized_weight(
-    node: Node, config: QuantConfig, scale_x: float | np.ndarray = 1.0
+    node: Node, config: QuantConfig, scale_x: float | np.ndarray = 1.0, method: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weight of a float conv or dot in int8, in the op's own layout, and its scales, float64, one a channel; by an
-    input whose channels may have scales of their own."""
+    input whose channels may have scales of their own, and by another method than the config's if one is given."""
     value = scaled_weight(node, node.operand("weight").value, scale_x)
     by_channel = value if node.op == "conv" else value.T
     how = config.for_weights(node.name)
     quantized, scale = numerics.quantize_weight(
         by_channel,
-        method=how.weight_method,
+        method=method or how.weight_method,
         per_channel=how.weight_scales == "channel",
         bits=how.weight_bits,
     )

@@ -20,6 +20,9 @@ from jaxq.passes.scales import has_error, readers, reads, tensor_of
 
 _LARGEST = float(np.finfo(np.float32).max)
 
+# A mask is added to what it hides, and lies beyond this: the least finite number, or half of it.
+_MASKED = 1e30
+
 # (tensor name, reader)
 _Pair = tuple[str, str]
 
@@ -76,6 +79,11 @@ def _measure(
     return {pair: np.nan_to_num(error, nan=_LARGEST, posinf=_LARGEST) for pair, error in errors.items()}
 
 
+def _without_mask(results: jax.Array) -> jax.Array:
+    """The exact results, and those of the trials behind them, with 0 where a mask makes them as good as infinite."""
+    return jnp.where(jnp.abs(results[:1]) < _MASKED, results, 0)
+
+
 def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup], kernels: Kernels) -> Any:
     """The graph, for one example, as a function of its parameters, its inputs and the candidate scales by group name,
     to the `trial_errors` of every reader, of each operand and value of the group that it meets.
@@ -111,8 +119,12 @@ def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup
                         tried = tried.astype(operands[at].dtype)
                     axes = [0 if i == at else None for i in range(len(operands))]
                     results = jax.vmap(run, axes)(*operands[:at], tried, *operands[at + 1 :])
-                    exact, found = kernels.trial_errors(results.astype(np.float32))
-                    errors[group.name, node.name].append(found)
+                    if node.get("residual") is not None:
+                        exact, results = results[0], _without_mask(results)
+                        errors[group.name, node.name].append(kernels.trial_errors(results.astype(np.float32))[1])
+                    else:
+                        exact, found = kernels.trial_errors(results.astype(np.float32))
+                        errors[group.name, node.name].append(found)
                 return exact.astype(node.aval.dtype)
 
             return with_errors if of else run

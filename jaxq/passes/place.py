@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.node import ACCUMULATING, ANCHORS, LAYOUT, Aval, Graph, Node, reads_bytes
+from jaxq.graph.node import ACCUMULATING, ANCHORS, LAYOUT, WEIGHTED, Aval, Graph, Node, reads_bytes
 from jaxq.passes.elementwise import LARGEST_STEEPNESS
 from jaxq.passes.layout import sees_padding_alone
 from jaxq.passes.signs import never_negative
@@ -181,7 +181,7 @@ def _place(graph: Graph, config: QuantConfig, in_float: Mapping[str, str], in_bo
                 if node in integers and not node.is_constant:
                     wanted.add(node)
     int8 = anchors | (capable & wanted)
-    groups = _groups(graph, int8, wanted, in_body)
+    groups = _groups(graph, int8, wanted, config, in_body)
     int8 -= {node for node in int8 if reads_bytes(node) and not groups[node].exact}
     explained = int8 | weight_only | reasons.keys()
     for node in graph.nodes:
@@ -278,7 +278,9 @@ def terms(node: Node) -> Any:
     return prod(node.attrs["window"]["window_dimensions"]) if node.op == "window_sum" else 1
 
 
-def _groups(graph: Graph, int8: Collection[Node], wanted: set[Node], in_body: bool) -> dict[Node, ScaleGroup]:
+def _groups(
+    graph: Graph, int8: Collection[Node], wanted: set[Node], config: QuantConfig, in_body: bool
+) -> dict[Node, ScaleGroup]:
     parent = {node: node for node in graph.nodes if node in wanted}
 
     def root(node: Node) -> Node:
@@ -299,7 +301,7 @@ def _groups(graph: Graph, int8: Collection[Node], wanted: set[Node], in_body: bo
     for group in members.values():
         sources = [node for node in group if reads_bytes(node) or not (node in int8 and node.op in LAYOUT)]
         sources.sort(key=order.__getitem__)
-        least = 0.0 if all(source in positive for source in sources) else _least(graph, int8, group, sources)
+        least = 0.0 if all(source in positive for source in sources) else _least(graph, int8, group, sources, config)
         exact = all(reads_bytes(source) for source in sources)
         dtype = "uint8" if np.isfinite(least) else "int8"
         least = least if np.isfinite(least) else 0.0
@@ -307,12 +309,17 @@ def _groups(graph: Graph, int8: Collection[Node], wanted: set[Node], in_body: bo
     return groups
 
 
-def _least(graph: Graph, int8: Collection[Node], group: Iterable[Node], sources: Iterable[Node]) -> float:
+def _least(
+    graph: Graph, int8: Collection[Node], group: Iterable[Node], sources: Iterable[Node], config: QuantConfig
+) -> float:
     """The least value in a group that is worth a zero point, -inf for other groups. Its sources are skewed functions,
     which int8 has as tables, and all that read it take a zero point."""
     if not all(source in int8 and source.op == "elementwise" for source in sources):
         return -np.inf
-    if not all(_takes_zero_point(user, node) for node in group for user in graph.users[node]):
+    users = [(user, node) for node in group for user in graph.users[node]]
+    if any(config.for_activations(user.name) == "tensor" for user, _ in users if user.op in WEIGHTED):
+        return -np.inf
+    if not all(_takes_zero_point(*use) for use in users):
         return -np.inf
     return float(min(source.attrs["least"] for source in sources))
 

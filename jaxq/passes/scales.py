@@ -35,7 +35,8 @@ def qtype_of(group: ScaleGroup, threshold: float) -> QType:
 
 def choices_of(placement: Placement, thresholds: Mapping[str, float]) -> Choices:
     """By the threshold of every scale group's name."""
-    return Choices({group.name: qtype_of(group, thresholds[group.name]) for group in placement.scale_groups})
+    found = {group.name: group for group in placement.scale_groups if group.name in thresholds}
+    return Choices({name: qtype_of(group, thresholds[name]) for name, group in found.items()})
 
 
 def methods(placement: Placement, config: QuantConfig) -> dict[Tensor, str]:

@@ -17,7 +17,7 @@ from jaxq.graph.verify import verify
 from jaxq.plan import stablehlo
 from jaxq.plan.plan import Plan
 from jaxq.plan.tactics import Tactics
-from jaxq.report import Accuracy, Summary, Tuning, rows
+from jaxq.report import Accuracy, Gain, Summary, Tuning, rows
 from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
 
@@ -92,7 +92,8 @@ def _summary_data(summary: Summary) -> dict[str, Any]:
     """All but the rows, which follow from the graph."""
     data = {field.name: getattr(summary, field.name) for field in dataclasses.fields(summary) if field.name != "nodes"}
     chosen = {"tuning": summary.tuning, "accuracy": summary.accuracy}
-    return data | {name: value and dataclasses.asdict(value) for name, value in chosen.items()}
+    data |= {name: value and dataclasses.asdict(value) for name, value in chosen.items()}
+    return data | {"recipe": tuple(dataclasses.astuple(gain) for gain in summary.recipe)}
 
 
 def _summary(data: Mapping[str, Any], graph: Graph, tactics: Tactics | None) -> Summary:
@@ -106,6 +107,7 @@ def _summary(data: Mapping[str, Any], graph: Graph, tactics: Tactics | None) -> 
         unmatched_rules=tuple(map(str, data["unmatched_rules"])),
         tuning=None if tuning is None else _tuning(tuning),
         accuracy=None if accuracy is None else _accuracy(accuracy),
+        recipe=tuple(_gain(*gain) for gain in data.get("recipe", ())),
     )
 
 
@@ -136,6 +138,10 @@ def _tactics(data: Mapping[str, Any] | None, graph: Graph) -> Tactics | None:
     if not by_name.keys() <= {node.name for node in graph.nodes if node.op in ANCHORS and "multiplier" in node.roles}:
         raise ValueError("a tactic is of no product of integers")
     return Tactics(str(data["device"]), by_name)
+
+
+def _gain(step: Any, before: Any, after: Any, seconds: Any, kept: Any) -> Gain:
+    return Gain(str(step), float(before), float(after), float(seconds), bool(kept))
 
 
 def _accuracy(data: Mapping[str, Any]) -> Accuracy:

@@ -8,22 +8,20 @@ factor:
     amax|x_k|^a / amax|w_k|^(1 - a)     SmoothQuant (arXiv 2211.10438)
     sqrt(amax|v_k| / amax|w_k|)         cross-layer equalisation (arXiv 1906.04721), v_k the weights that make x_k
 
-    sqrt(amax|v_k| / amax|w_k|)         cross-layer equalisation (arXiv 1906.04721), v_k the weights that make x_k
-examples is taken, if they err less than with one scale.
+with several factors, by which the largest channels are clipped. The one with which the readers' results err least on
+the examples is taken, if they err less than with one scale.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import jax
 import numpy as np
 
 from jaxq import numerics
 from jaxq.graph.node import LAYOUT, WEIGHTED, Node, QType
 from jaxq.passes.place import ScaleGroup
-from jaxq.passes.simulate import float_function
 from jaxq.refine import rows
+from jaxq.refine.readers import reader_error
 from jaxq.refine.state import Samples, State
 
 # The share of the largest channel-wise maximum that the scale covers.
@@ -40,14 +38,16 @@ _LEAST = 1e-3
 
 
 def refine(state: State, samples: Samples) -> State:
-    """The state with a scale by channel for each scale group where the readers err less by it."""
+    """The state with a scale by channel for each scale group where the readers err less by it, or the config asks for
+    one."""
     values = samples.values(state.graph)
     qtypes = dict(state.choices.qtypes)
     changed: set[str] = set()
     for group, readers in groups(state):
         if group.name not in values:
             continue
-        found = _best(state, group, readers, values)
+        asked = any(state.config.for_activations(reader.name) == "channel" for reader in readers)
+        found = _best(state, group, readers, values, asked)
         if found is not None:
             qtypes[group.name] = found
             changed |= {reader.name for reader in readers}
@@ -68,7 +68,8 @@ def groups(state: State) -> Iterator[tuple[ScaleGroup, list[Node]]]:
         fits = all(_makes_channels(state, node) for node in nodes) and all(
             _takes_channels(state, *use) for use in users
         )
-        if readers and fits and not group.in_body and not group.least:
+        wanted = all(state.config.for_activations(reader.name) != "tensor" for reader in readers)
+        if readers and fits and wanted and not group.in_body and not group.least:
             yield group, list(dict.fromkeys(readers))
 
 
@@ -101,13 +102,15 @@ def _takes_channels(state: State, user: Node, node: Node) -> bool:
     return user.op == "sum" and len(node.aval.shape) - 1 not in user.attrs["axes"]
 
 
-def _best(state: State, group: ScaleGroup, readers: Sequence[Node], values: Mapping[str, np.ndarray]) -> QType | None:
+def _best(
+    state: State, group: ScaleGroup, readers: Sequence[Node], values: Mapping[str, np.ndarray], asked: bool
+) -> QType | None:
     x = values[group.name]
     if not np.all(np.isfinite(x)):
         return None
     measure = reader_error(state, group, readers, values)
     before = state.choices.qtypes[group.name]
-    best, least = None, measure(before)
+    best, least = None, np.inf if asked else measure(before)
     for scale in _candidates(state, group, readers, np.abs(x).reshape(-1, x.shape[-1]).max(0).astype(np.float64)):
         qtype = replace(before, scale=scale)
         error = measure(qtype)
@@ -141,44 +144,3 @@ def _input_amax(reader: Node, weight: np.ndarray) -> np.ndarray:
     groups = reader.attrs["groups"]
     by_group = np.abs(weight).max(axis=tuple(range(weight.ndim - 2))).reshape(weight.shape[-2], groups, -1)
     return by_group.max(axis=-1).T.reshape(-1)
-
-
-def reader_error(
-    state: State, group: ScaleGroup, readers: Sequence[Node], values: Mapping[str, np.ndarray]
-) -> Callable[[QType], float]:
-    """What the group stands for to the error of its readers' results: the sum of each one's squared error over its
-    square, with this input and the weights rounded."""
-    runs = [_reader(reader, values) for reader in readers]
-    lowest, highest = numerics.BOUNDS[group.dtype]
-
-    def error(qtype: QType) -> float:
-        tried = state.choose(qtypes={**state.choices.qtypes, group.name: qtype}, weights={})
-        scale, zero_point = np.asarray(qtype.scale, np.float32), np.float32(qtype.zero_point)
-        total = sum(
-            run(scale, zero_point, lowest, highest, tried.weight(node)) for run, node in zip(runs, readers, strict=True)
-        )
-        return float(total)
-
-    return error
-
-
-def _reader(node: Node, values: Mapping[str, np.ndarray]) -> Callable[..., Any]:
-    function = float_function(node)
-    operands = {
-        role: source.value if source.is_constant else values[source.name]
-        for role, source in zip(node.roles, node.inputs, strict=True)
-        if role != "weight"
-    }
-
-    @jax.jit
-    def run(
-        operands: Any, exact: Any, scale: Any, zero_point: Any, lowest: Any, highest: Any, weight: Any
-    ) -> jax.Array:
-        x = numerics.fake_quantize(operands["x"], scale, zero_point, lowest=lowest, highest=highest)
-        given = operands | {"x": x, "weight": weight.astype(x.dtype)}
-        y = function(*(given[role] for role in node.roles)).astype(np.float32)
-        return ((y - exact) ** 2).sum() / (exact**2).sum()
-
-    exact = values[node.name].astype(np.float32)
-    placed = jax.device_put((operands, exact))
-    return lambda *choice: run(*placed, *choice)

@@ -14,7 +14,7 @@ from jaxq.config import QuantConfig
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Aval, Graph, Node
 from jaxq.passes.choices import Choices
-from jaxq.passes.place import Placement
+from jaxq.passes.place import Placement, place
 from jaxq.passes.simulate import Simulated, float_function
 
 # The values of a graph on the examples to fit are held in memory, of as many of these as take so many bytes.
@@ -31,12 +31,14 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A placed float graph and what was chosen for it."""
+    """A placed float graph and what was chosen for it. `placer` places another graph as it was placed; by the
+    config alone unless given."""
 
     graph: Graph
     placement: Placement
     choices: Choices
     config: QuantConfig
+    placer: Callable[[Graph], Placement] | None = None
 
     @cached_property
     def simulated(self) -> Simulated:
@@ -46,6 +48,10 @@ class State:
     def run(self) -> Callable[..., list[jax.Array]]:
         """The simulated int8 graph, compiled: (parameters, levels, leaves) to outputs."""
         return jax.jit(lambda params, levels, leaves: self.simulated(params, levels, leaves, self._batch(leaves)))
+
+    def placed(self, graph: Graph) -> Placement:
+        """The placement of a graph that the state's was rewritten to."""
+        return place(graph, self.config) if self.placer is None else self.placer(graph)
 
     def _batch(self, leaves: Sequence[Any]) -> int:
         return leading_size(self.graph, leaves)
@@ -83,13 +89,14 @@ class Samples:
     def values(self, graph: Graph) -> Mapping[str, np.ndarray]:
         """The float value of every node, on the first of the examples to fit, as many as there is room for."""
         if graph not in self._values:
-            one = graph.bind(1)
-            size = sum(4 * int(np.prod(node.aval.shape)) for node in one.nodes if isinstance(node.aval, Aval))
-            leaves = rows(graph, self.fit, slice(max(_ROOM // max(size, 1), 1)))
             self._values.clear()
-            self._values[graph] = _values(graph, leaves)
+            self._values[graph] = _values(graph, self.fit)
         found: Mapping[str, np.ndarray] = self._values[graph]
         return found
+
+    def held_values(self, graph: Graph) -> Mapping[str, np.ndarray]:
+        """The like on the examples held back."""
+        return _values(graph, self.held)
 
     def error(self, state: State) -> float:
         """The squared error of the simulated results over their square, on the examples held back; the mean over the
@@ -134,6 +141,9 @@ def _squares(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
 
 
 def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    one = graph.bind(1)
+    size = sum(4 * int(np.prod(node.aval.shape)) for node in one.nodes if isinstance(node.aval, Aval))
+    leaves = rows(graph, leaves, slice(max(_ROOM // max(size, 1), 1)))
     found: dict[str, np.ndarray] = {}
 
     def keep(node: Node, value: Any) -> None:

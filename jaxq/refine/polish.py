@@ -1,0 +1,217 @@
+"""The rounding of each convolution's and dot's weights, and the scale of what it reads, found by gradients.
+
+To the nearest level is not the best way to round a weight where the errors of many add up. AdaRound (arXiv 2004.10568)
+lets each go down or up,
+
+    q = floor(w / s) + h(v),    h(v) = clip(1.2 * sigmoid(v) - 0.1, 0, 1)
+
+and finds v by gradients of the squared error of the layer's results on the examples, with a term that takes every h to
+0 or 1 in the end. The scale of the layer's input, where no other layer reads it, learns along (LSQ, arXiv 1902.08153).
+No labels are needed. A layer keeps what was found if it errs less by it on examples that were held back.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from jaxq import numerics
+from jaxq.errors import UnsupportedError
+from jaxq.graph.node import Node, QType
+from jaxq.passes.lower import quantized_weight, scaled_weight
+from jaxq.passes.simulate import float_function
+from jaxq.refine.readers import Reader, qtype_read, weighted
+from jaxq.refine.state import Samples, State
+
+# Steps for each layer, in parts that are compiled as one; a step sees so many of the examples.
+_STEPS, _PART, _EXAMPLES = 400, 50, 8
+
+_LEARNING_RATE = 0.02
+_SCALE_RATE = 1e-3
+
+# How much the term that takes h to 0 or 1 weighs beside the relative error, and the power in it, from first to last. In
+# the first fifth of the steps there is no such term.
+_WEIGHT, _POWERS, _FREE = 0.5, (20.0, 2.0), 0.2
+
+
+def refine(state: State, samples: Samples) -> State:
+    """The state with polished weights.
+
+    Raises:
+      UnsupportedError: optax is not installed.
+    """
+    values, held = samples.values(state.graph), samples.held_values(state.graph)
+    nodes = weighted(state, values)
+    with tqdm(total=len(nodes), desc="polishing", unit="layer", disable=None) as bar:
+        for node in nodes:
+            state = _polished(state, node, values, held)
+            bar.update()
+    return state
+
+
+def _polished(state: State, node: Node, values: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray]) -> State:
+    found = _trained(state, node, values)
+    judge = Reader(state, node, held)
+    before = judge.error(qtype_read(state, node), state.weight(node))
+    after = judge.error(qtype_read(found, node), found.weight(node))
+    return found if after < before else state
+
+
+def _trained(state: State, node: Node, values: Mapping[str, np.ndarray]) -> State:
+    """The state with the layer's weights, and perhaps the scale of its input, as training finds them."""
+    qtype = qtype_read(state, node)
+    scale_x = 1.0 if qtype is None else qtype.scale
+    chosen = state.choices.weights.get(node.name) or quantized_weight(node, state.config, scale_x)
+    problem = _Rounding.of(node, chosen, scale_x)
+    learns_scale = qtype is not None and _reads_alone(state, node)
+    trained, factor = _train(problem, state, node, qtype, learns_scale, values)
+    weights = {**state.choices.weights, node.name: problem.levels(trained)}
+    if not learns_scale:
+        return state.choose(weights=weights)
+    assert qtype is not None
+    name = state.placement.groups[node.operand("x")].name
+    qtypes = {**state.choices.qtypes, name: replace(qtype, scale=qtype.scale * factor)}
+    return state.choose(weights=weights, qtypes=qtypes)
+
+
+def _reads_alone(state: State, node: Node) -> bool:
+    """Whether the scale of what the node reads is of its own: nothing else, and no result, has these integers."""
+    group = state.placement.groups[node.operand("x")]
+    members = [value for value, of in state.placement.groups.items() if of is group]
+    users = {user for value in members for user in state.graph.users.get(value, ())} - set(members)
+    return users == {node} and not any(value in state.graph.outputs for value in members)
+
+
+@dataclass(frozen=True, eq=False)
+class _Rounding:
+    """The weights of a layer between their lower and upper level.
+
+    Attributes:
+      floor, start: the lower level, and how far the weight lies above it, float32, in the op's layout.
+      unit: what one level is in real numbers; it broadcasts to the weight.
+      scale: of each output channel, float64. largest: the greatest level.
+    """
+
+    floor: np.ndarray
+    start: np.ndarray
+    unit: np.ndarray
+    scale: np.ndarray
+    largest: int
+
+    @staticmethod
+    def of(node: Node, chosen: tuple[np.ndarray, np.ndarray], scale_x: Any) -> "_Rounding":
+        levels, scale = chosen
+        weight = np.asarray(node.operand("weight").value, np.float64)
+        per_channel = scale if node.op == "conv" else scale[:, None]
+        relative = scaled_weight(node, np.ones_like(weight), scale_x)
+        largest = int(np.max(np.abs(levels.astype(np.int32)), initial=1))
+        position = np.clip(weight * relative / per_channel, -largest, largest)
+        floor = np.minimum(np.floor(position), largest - 1)
+        unit = (per_channel / relative).astype(np.float32)
+        return _Rounding(floor.astype(np.float32), (position - floor).astype(np.float32), unit, scale, largest)
+
+    def levels(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The int8 weight that training chose."""
+        return (self.floor + (np.asarray(v) >= 0)).astype(np.int8), self.scale
+
+
+def _up(v: jax.Array) -> jax.Array:
+    """h(v)."""
+    return jnp.clip(1.2 * jax.nn.sigmoid(v) - 0.1, 0, 1)
+
+
+def _inverse(h: np.ndarray) -> np.ndarray:
+    p = (np.clip(h, 0.01, 0.99) + 0.1) / 1.2
+    return np.log(p / (1 - p)).astype(np.float32)
+
+
+def _train(
+    problem: _Rounding,
+    state: State,
+    node: Node,
+    qtype: QType | None,
+    learns_scale: bool,
+    values: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, float]:
+    """v, and the factor of the input's scale."""
+    optax = _optax()
+    function = float_function(node)
+    group = state.placement.groups[node.operand("x")]
+    lowest, highest = numerics.BOUNDS[group.dtype]
+    arrays, fixed = {}, {}
+    for role, source in zip(node.roles, node.inputs, strict=True):
+        if role != "weight":
+            (fixed if source.is_constant else arrays)[role] = (
+                source.value if source.is_constant else values[source.name]
+            )
+    arrays["exact"] = values[node.name].astype(np.float32)
+    count = len(arrays["exact"])
+    size = min(count, _EXAMPLES)
+
+    def loss(trained: Any, given: Any, data: Any, power: Any, weight: Any) -> jax.Array:
+        x = given["x"]
+        if qtype is not None:
+            scale, zero_point = np.asarray(qtype.scale, np.float32), np.float32(qtype.zero_point)
+            scale = scale * jnp.exp(trained["scale"]) if learns_scale else scale
+            x = numerics.fake_quantize(x, scale, zero_point, lowest=lowest, highest=highest)
+        h = _up(trained["v"])
+        operands = {**fixed, **given, "x": x, "weight": ((data["floor"] + h) * data["unit"]).astype(x.dtype)}
+        y = function(*(operands[role] for role in node.roles)).astype(jnp.float32)
+        error = jnp.sum((y - given["exact"]) ** 2) / jnp.maximum(data["noise"], np.finfo(np.float32).tiny)
+        return error + weight * jnp.mean(1 - jnp.abs(2 * h - 1) ** power)
+
+    optimizer = optax.multi_transform(
+        {"v": optax.adam(_LEARNING_RATE), "scale": optax.adam(_SCALE_RATE)}, {"v": "v", "scale": "scale"}
+    )
+
+    @jax.jit
+    def part(trained: Any, moments: Any, arrays: Any, data: Any, chosen: Any, powers: Any, weights: Any) -> Any:
+        def step(carry: Any, now: Any) -> Any:
+            trained, moments = carry
+            indices, power, weight = now
+            given = {role: array[indices] for role, array in arrays.items()}
+            gradient = jax.grad(loss)(trained, given, data, power, weight)
+            changes, moments = optimizer.update(gradient, moments)
+            return (optax.apply_updates(trained, changes), moments), None
+
+        return jax.lax.scan(step, (trained, moments), (chosen, powers, weights))[0]
+
+    trained = {"v": jnp.asarray(_inverse(problem.start)), "scale": jnp.float32(0)}
+    data = {"floor": problem.floor, "unit": problem.unit, "noise": _noise(state, node, qtype, values) * size / count}
+    arrays, data = jax.device_put((arrays, data))
+    moments = optimizer.init(trained)
+    with jax.numpy_dtype_promotion("standard"):  # optax takes a float to the power of its count
+        for chosen, powers, weights in _schedule(count, size):
+            trained, moments = part(trained, moments, arrays, data, chosen, powers, weights)
+    return np.asarray(trained["v"]), float(np.exp(trained["scale"]))
+
+
+def _noise(state: State, node: Node, qtype: QType | None, values: Mapping[str, np.ndarray]) -> np.float32:
+    """The squared error of the layer's results as they are."""
+    error = Reader(state, node, values).error(qtype, state.weight(node))
+    return np.float32(error * float(np.sum(values[node.name].astype(np.float64) ** 2)))
+
+
+def _schedule(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each part its steps' examples, powers, and weights of the term."""
+    rng = np.random.default_rng(0)
+    for start in range(0, _STEPS, _PART):
+        progress = np.clip((np.arange(start, start + _PART) / _STEPS - _FREE) / (1 - _FREE), 0, 1)
+        first, last = _POWERS
+        powers = last + (first - last) * (1 + np.cos(np.pi * progress)) / 2
+        chosen = np.stack([rng.choice(count, size, replace=False) for _ in range(_PART)])
+        yield chosen.astype(np.int32), powers.astype(np.float32), np.where(progress > 0, _WEIGHT, 0).astype(np.float32)
+
+
+def _optax() -> Any:
+    try:
+        import optax
+    except ImportError as error:
+        raise UnsupportedError(
+            "recipe: 'polish' trains with optax, which is not installed: pip install optax"
+        ) from error
+    return optax

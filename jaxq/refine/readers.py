@@ -1,0 +1,98 @@
+"""A convolution or dot by itself: its results from rounded values and rounded weights, beside those in float."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxq import numerics
+from jaxq.graph.node import WEIGHTED, Node, QType
+from jaxq.passes.accumulating import OPEN
+from jaxq.passes.place import ScaleGroup
+from jaxq.passes.simulate import float_function
+from jaxq.refine.state import State
+
+Values = Mapping[str, np.ndarray]
+
+
+class Reader:
+    """A conv or dot that reads a scale group, on the float values of some examples."""
+
+    def __init__(self, state: State, node: Node, values: Values) -> None:
+        self.node = node
+        group = state.placement.groups[node.operand("x")]
+        self.group = group
+        lowest, highest = numerics.BOUNDS[group.dtype]
+        function = float_function(node)
+        linear = _linear(node)
+        operands = {
+            role: source.value if source.is_constant else values[source.name]
+            for role, source in zip(node.roles, node.inputs, strict=True)
+        }
+        self._operands = jax.device_put((operands, values[node.name].astype(np.float32)))
+
+        def rounded(operands: Any, qtype: Any, weight: Any) -> dict[str, Any]:
+            x, w = operands["x"], operands["weight"]
+            if qtype is not None:
+                scale, zero_point = qtype
+                x = numerics.fake_quantize(x, scale, zero_point, lowest=lowest, highest=highest)
+            return operands | {"x": x, "weight": weight.astype(w.dtype)}
+
+        @jax.jit
+        def error(operands: Any, exact: Any, qtype: Any, weight: Any) -> jax.Array:
+            given = rounded(operands, qtype, weight)
+            y = function(*(given[role] for role in node.roles)).astype(jnp.float32)
+            return jnp.sum((y - exact) ** 2) / jnp.maximum(jnp.sum(exact**2), np.finfo(np.float32).tiny)
+
+        @jax.jit
+        def shift(operands: Any, exact: Any, qtype: Any, weight: Any) -> jax.Array:
+            del exact
+            given = rounded(operands, qtype, weight)
+            difference = linear(given["x"], given["weight"]) - linear(operands["x"], operands["weight"])
+            return jnp.mean(difference.astype(jnp.float32), axis=tuple(range(difference.ndim - 1)))
+
+        self._error, self._shift = error, shift
+
+    def error(self, qtype: QType | None, weight: np.ndarray) -> float:
+        """The squared error of its results over their square; None for the bytes of an image, as they are."""
+        return float(self._error(*self._operands, _arrays(qtype), weight))
+
+    def shift(self, qtype: QType | None, weight: np.ndarray) -> np.ndarray:
+        """The mean by channel, float64 (C,), of how much larger its sums are than in float."""
+        return np.asarray(self._shift(*self._operands, _arrays(qtype), weight), np.float64)
+
+
+def _arrays(qtype: QType | None) -> Any:
+    return None if qtype is None else (np.asarray(qtype.scale, np.float32), np.asarray(qtype.zero_point, np.float32))
+
+
+def _linear(node: Node) -> Callable[..., Any]:
+    """The sums of a conv or dot, before its epilogue."""
+    return float_function(node.with_attrs(**OPEN).replace(inputs=node.inputs[:2], roles=("x", "weight")))
+
+
+def weighted(state: State, values: Values) -> list[Node]:
+    """The convs and dots that read integers of a scale known beforehand, and whose values are known."""
+    graph, placement = state.graph, state.placement
+    int8 = (node for node in graph.nodes if node.op in WEIGHTED and node in placement.int8)
+    return [node for node in int8 if node not in placement.by_row and node.name in values]
+
+
+def qtype_read(state: State, node: Node) -> QType | None:
+    """What the integers stand for that a conv or dot reads; None for the bytes of an image."""
+    group = state.placement.groups[node.operand("x")]
+    return None if group.exact else state.choices.qtypes[group.name]
+
+
+def reader_error(state: State, group: ScaleGroup, nodes: Sequence[Node], values: Values) -> Callable[[QType], float]:
+    """What the group stands for to the error of all that read it: the sum of each one's, with this input and the
+    weights rounded."""
+    readers = [Reader(state, node, values) for node in nodes]
+
+    def error(qtype: QType) -> float:
+        tried = state.choose(qtypes={**state.choices.qtypes, group.name: qtype}, weights={})
+        return sum(reader.error(qtype, tried.weight(reader.node)) for reader in readers)
+
+    return error
