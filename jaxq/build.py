@@ -37,8 +37,9 @@ from jaxq.plan.timing import TimingCache
 from jaxq.plan.tune import Budget
 from jaxq.qmodel import Origin, QuantizedModel, model_of
 from jaxq.refine import recipe
+from jaxq.refine.gain import Gain
 from jaxq.refine.state import Samples, State
-from jaxq.report import Gain, Summary, rows
+from jaxq.report import Summary, rows
 
 # Examples kept to measure the error that each candidate threshold makes. To measure on one takes as long as up to five
 # go forward.

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import inf, log10, prod
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from jaxq.graph.node import Aval, Graph, Node, precision
+from jaxq.refine.gain import Gain
 
 _OPS = {
     "reduce_window_max": "pool",
@@ -107,28 +108,6 @@ class Accuracy:
             f"float: a drop of {self.drop(count):.3g}, at most {self.max_drop:g}",
             f"accuracy by the number of layers in float: {points}",
         ]
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What a step of the recipe brought: the squared error of the results over their square, on the calibration
-    examples that were held back, `before` it and `after` it; it took `seconds`, and was `kept` if that fell, or if the
-    config asks for it by name."""
-
-    step: str
-    before: float
-    after: float
-    seconds: float
-    kept: bool
-
-    def __str__(self) -> str:
-        before, after = (_decibels(error) for error in (self.before, self.after))
-        end = "kept" if self.kept else "not kept"
-        return f"{self.step}: {before:.2f} dB -> {after:.2f} dB, {end} ({self.seconds:.0f} s)"
-
-
-def _decibels(error: float) -> float:
-    return -10 * log10(error) if error > 0 else inf
 
 
 @dataclass(frozen=True)

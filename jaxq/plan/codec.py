@@ -17,7 +17,8 @@ from jaxq.graph.verify import verify
 from jaxq.plan import stablehlo
 from jaxq.plan.plan import Plan
 from jaxq.plan.tactics import Tactics
-from jaxq.report import Accuracy, Gain, Summary, Tuning, rows
+from jaxq.refine.gain import Gain
+from jaxq.report import Accuracy, Summary, Tuning, rows
 from jaxq.trees import decode_tree, encode_tree
 from jaxq.version import __version__
 

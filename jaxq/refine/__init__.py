@@ -9,5 +9,5 @@ rows.py         the same where the rows of a dot's input have scales of their ow
 outliers.py     channels far above the others computed apart
 weights.py      weights clipped where that is better
 polish.py       the rounding of weights found by gradients (AdaRound)
-recipe.py       the steps in order
+recipe.py       the steps in order; gain.py, what each brought
 """

@@ -142,7 +142,8 @@ def _train(
     function = float_function(node)
     group = state.placement.groups[node.operand("x")]
     lowest, highest = numerics.BOUNDS[group.dtype]
-    arrays, fixed = {}, {}
+    arrays: dict[str, Any] = {}
+    fixed: dict[str, Any] = {}
     for role, source in zip(node.roles, node.inputs, strict=True):
         if role != "weight":
             (fixed if source.is_constant else arrays)[role] = (
@@ -155,7 +156,7 @@ def _train(
     def loss(trained: Any, given: Any, data: Any, power: Any, weight: Any) -> jax.Array:
         x = given["x"]
         if qtype is not None:
-            scale, zero_point = np.asarray(qtype.scale, np.float32), np.float32(qtype.zero_point)
+            scale, zero_point = jnp.asarray(qtype.scale, jnp.float32), jnp.float32(qtype.zero_point)
             scale = scale * jnp.exp(trained["scale"]) if learns_scale else scale
             x = numerics.fake_quantize(x, scale, zero_point, lowest=lowest, highest=highest)
         h = _up(trained["v"])

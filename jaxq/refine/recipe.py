@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from tqdm import tqdm
 
 from jaxq.refine import attention, biases, channels, outliers, polish, weights
+from jaxq.refine.gain import Gain
 from jaxq.refine.state import Samples, State
-from jaxq.report import Gain
 
 _STEPS: dict[str, Callable[[State, Samples], State]] = {
     "attention": attention.refine,
