@@ -146,10 +146,12 @@ def _steepness(y: np.ndarray) -> float:
 def _least(y: np.ndarray) -> float:
     """The least value of f, of its values on the grid, where that is negative, f flat at one end, and far higher at the
     other: gelu, silu, elu, ...; -inf for any other f."""
+    if not np.all(np.isfinite(y)):
+        return -np.inf
     least, most = float(np.min(y)), float(np.max(y))
     ends = (abs(float(y[0] - y[_END])), abs(float(y[-1] - y[-1 - _END])))
     is_skewed = least < 0 and most > 4 * -least and min(ends) <= 0.01 * most
-    return least if is_skewed and np.isfinite(most) else -np.inf
+    return least if is_skewed else -np.inf
 
 
 @functools.cache

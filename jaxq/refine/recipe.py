@@ -14,6 +14,9 @@ from jaxq.refine import attention, biases, channels, outliers, polish, weights
 from jaxq.refine.gain import Gain
 from jaxq.refine.state import Samples, State
 
+# A step is kept if the error falls at least to this part: what gains less gained by chance.
+_WORTH = 0.98
+
 _STEPS: dict[str, Callable[[State, Samples], State]] = {
     "attention": attention.refine,
     "channels": channels.refine,
@@ -40,7 +43,7 @@ def run(state: State, samples: Samples, steps: Sequence[str]) -> tuple[State, tu
             if "biases" in corrected and changed is not state:
                 changed = biases.refine(changed, samples)
             after = before if changed is state else samples.error(changed)
-            kept = after < before or (name == "channels" and state.config.wants_channels)
+            kept = after < _WORTH * before or (name == "channels" and state.config.wants_channels)
             gain = Gain(name, before, after, time.perf_counter() - start, kept)
             gains.append(gain)
             tqdm.write(f"recipe: {gain}", file=sys.stderr)
