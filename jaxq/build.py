@@ -92,15 +92,15 @@ class Refinement:
     def choices_for(self, placement: Placement, others: Choices) -> Choices:
         """With those of the other groups; of the weights those whose inputs stand for what they did."""
         kept = {group.name: self.choices.qtypes[group.name] for group in placement.scale_groups if self.covers(group)}
-        read = {
-            node.name: placement.groups[node.operand("x")]
-            for node in placement.int8 - placement.by_row
-            if node.op in WEIGHTED
-        }
+        layers = {node for node in placement.quantized if node.op in WEIGHTED}
+        of_floats = placement.by_row | placement.weight_only
+        read = {node.name: placement.groups[node.operand("x")] for node in layers - of_floats}
         same = {name for name, group in read.items() if group.exact or group.name in kept}
+        same |= {node.name for node in layers & of_floats}
         weights = {name: weight for name, weight in self.choices.weights.items() if name in same}
         biases = {name: bias for name, bias in self.choices.biases.items() if name in same}
-        return replace(others, qtypes={**others.qtypes, **kept}, weights=weights, biases=biases)
+        rows = self.choices.rows
+        return replace(others, qtypes={**others.qtypes, **kept}, rows=rows, weights=weights, biases=biases)
 
 
 def network(model: Any, variables: Any, static_kwargs: Mapping[str, Any] | None, signature: Signature) -> Network:
@@ -174,9 +174,9 @@ def refined(network: Network, config: QuantConfig, calibration: Calibration) -> 
     Raises:
       CalibrationError: there are steps, and the calibration keeps no examples to refine by.
     """
-    if not config.steps:
-        return network, calibration
     leaves, unseen = calibration.statistics.samples, calibration.statistics.unseen
+    if not config.steps or (not leaves and not config.demands_steps):
+        return network, calibration
     if not leaves:
         raise CalibrationError(
             f"recipe: this calibration keeps no examples for {', '.join(config.steps)}, as one from a file or made "

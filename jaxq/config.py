@@ -152,15 +152,26 @@ class QuantConfig:
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps of the recipe, in order; scales by channel among them where the config or a rule asks for these."""
+        """The steps of the recipe, in order; scales by channel among them where the config or a rule asks for these, or
+        for rows with scales of their own."""
         recipe = self.recipe or ()
         named = RECIPES.get(recipe, (recipe,)) if isinstance(recipe, str) else recipe
-        return tuple(step for step in STEPS if step in named or (step == "channels" and self.wants_channels))
+        by_channel = {"channel", "token"} & self._activation_scales
+        return tuple(step for step in STEPS if step in named or (step == "channels" and by_channel))
 
     @property
     def wants_channels(self) -> bool:
         """Whether it asks for scales by channel of any layer."""
-        return "channel" in (self.activation_scales, *(rule.activation_scales for rule in self.rules))
+        return "channel" in self._activation_scales
+
+    @property
+    def demands_steps(self) -> bool:
+        """Whether a step is asked for. (Rows' own scales are better by channel, too, but do without.)"""
+        return self.recipe is not None or self.wants_channels
+
+    @property
+    def _activation_scales(self) -> set[str | None]:
+        return {self.activation_scales, *(rule.activation_scales for rule in self.rules)}
 
     def rule(self, path: str) -> LayerRule | None:
         """The first rule that matches the layer path, if any."""

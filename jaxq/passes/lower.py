@@ -234,9 +234,9 @@ class _Lowering:
         how = self.config.for_weights(node.name)
         levels, scale = self.choices.weights.get(node.name) or grouped_weight(node, self.config)
         packed = levels if how.weight_bits == 8 else numerics.pack_int4(levels)
-        bias, residual = node.get("bias"), node.get("residual")
-        if bias is not None:
-            vector = np.broadcast_to(np.asarray(bias.value, np.float32), node.aval.shape[-1:])
+        bias, residual = None, node.get("residual")
+        if node.get("bias") is not None or node.name in self.choices.biases:
+            vector = np.broadcast_to(np.asarray(self._bias(node), np.float32), node.aval.shape[-1:])
             bias = constant(vector.copy(), f"{node.name}/bias")
         operands = {
             "x": self.as_float(node.operand("x")),
@@ -303,10 +303,12 @@ def quantized_weight(
     return quantized if node.op == "conv" else np.ascontiguousarray(quantized.T), scale
 
 
-def grouped_weight(node: Node, config: QuantConfig) -> tuple[np.ndarray, np.ndarray]:
+def grouped_weight(node: Node, config: QuantConfig, method: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The weight of a weight-only dot as int8 levels (N, K), and their float32 scale (N, groups)."""
     how, value = config.for_weights(node.name), np.asarray(node.operand("weight").value, np.float32)
-    return numerics.quantize_groups(value, group_size=how.group_size, method=how.weight_method, bits=how.weight_bits)
+    return numerics.quantize_groups(
+        value, group_size=how.group_size, method=method or how.weight_method, bits=how.weight_bits
+    )
 
 
 def scaled_weight(node: Node, weight: Any, scale_x: Any) -> Any:

@@ -8,11 +8,11 @@ factor:
     amax|x_k|^a / amax|w_k|^(1 - a)     SmoothQuant (arXiv 2211.10438)
     sqrt(amax|v_k| / amax|w_k|)         cross-layer equalisation (arXiv 1906.04721), v_k the weights that make x_k
 
-with several factors, by which the largest channels are clipped. The one with which the readers' results err least on
-the examples is taken, if they err less than with one scale.
+The one with which the readers' results err least is taken, if they err less than with one scale. No value of any
+example is clipped: what a channel loses so is seen on other examples only.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +21,8 @@ from jaxq import numerics
 from jaxq.graph.node import LAYOUT, WEIGHTED, Node, QType
 from jaxq.passes.place import ScaleGroup
 from jaxq.refine import rows
-from jaxq.refine.readers import reader_error
+from jaxq.refine.readers import Values, reader_error
 from jaxq.refine.state import Samples, State
-
-# The share of the largest channel-wise maximum that the scale covers.
-_CLIPS = (1.0, 0.8)
 
 # The power of the activations' maxima; the rest is the weights'.
 _POWERS = (0.5, 0.75, 0.9)
@@ -40,14 +37,14 @@ _LEAST = 1e-3
 def refine(state: State, samples: Samples) -> State:
     """The state with a scale by channel for each scale group where the readers err less by it, or the config asks for
     one."""
-    values = samples.values(state.graph)
+    values, amax = samples.values(state.graph), samples.amax(state.graph)
     qtypes = dict(state.choices.qtypes)
     changed: set[str] = set()
     for group, readers in groups(state):
         if group.name not in values:
             continue
         asked = any(state.config.for_activations(reader.name) == "channel" for reader in readers)
-        found = _best(state, group, readers, values, asked)
+        found = _best(state, group, readers, values, amax[group.name], asked)
         if found is not None:
             qtypes[group.name] = found
             changed |= {reader.name for reader in readers}
@@ -103,15 +100,14 @@ def _takes_channels(state: State, user: Node, node: Node) -> bool:
 
 
 def _best(
-    state: State, group: ScaleGroup, readers: Sequence[Node], values: Mapping[str, np.ndarray], asked: bool
+    state: State, group: ScaleGroup, readers: Sequence[Node], values: Values, amax: np.ndarray, asked: bool
 ) -> QType | None:
-    x = values[group.name]
-    if not np.all(np.isfinite(x)):
+    if not np.all(np.isfinite(amax)):
         return None
     measure = reader_error(state, group, readers, values)
     before = state.choices.qtypes[group.name]
     best, least = None, np.inf if asked else measure(before)
-    for scale in _candidates(state, group, readers, np.abs(x).reshape(-1, x.shape[-1]).max(0).astype(np.float64)):
+    for scale in _candidates(state, group, readers, amax):
         qtype = replace(before, scale=scale)
         error = measure(qtype)
         if error < least:
@@ -133,8 +129,7 @@ def _candidates(state: State, group: ScaleGroup, readers: Sequence[Node], amax: 
         made = np.maximum(made, max(made.max() * _LEAST, numerics.SMALLEST_AMAX))
         shapes.append(np.sqrt(made / of_readers))
     for shape in shapes:
-        covering = shape * (amax / shape).max() / largest
-        yield from (covering * clip for clip in _CLIPS)
+        yield shape * (amax / shape).max() / largest
 
 
 def _input_amax(reader: Node, weight: np.ndarray) -> np.ndarray:

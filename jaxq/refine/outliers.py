@@ -10,7 +10,7 @@ each half has its own scales; the second product is the residual of the first. L
 outliers while it runs, and leaves them in float; here they are int8, and always the same channels.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from jaxq.passes.elementwise import renamed, reshaped
 from jaxq.passes.parameters import name_parameters
 from jaxq.passes.place import ScaleGroup
 from jaxq.passes.scales import qtype_of
-from jaxq.refine.readers import reader_error
+from jaxq.refine.readers import Values, reader_error
 from jaxq.refine.state import Samples, State
 
 # So many channels may be outliers, at most a sixteenth of all; a larger gain than this factor in the error is worth it.
@@ -58,7 +58,8 @@ class _Split:
 def refine(state: State, samples: Samples) -> State:
     """The state with outliers apart, wherever their reader errs less by it."""
     values = samples.values(state.graph)
-    splits = [split for hidden in _hidden(state) if (split := _best(state, hidden, values)) is not None]
+    amax = samples.amax(state.graph)
+    splits = [split for hidden in _hidden(state) if (split := _best(state, hidden, values, amax)) is not None]
     for split in splits:
         state = _apply(state, split)
     return state
@@ -80,10 +81,8 @@ def _hidden(state: State) -> Iterator[_Hidden]:
             yield _Hidden(made, function, reader)
 
 
-def _best(state: State, hidden: _Hidden, values: Mapping[str, np.ndarray]) -> _Split | None:
-    x = values[hidden.function.name]
-    before = values[hidden.made.name].reshape(-1, x.shape[-1])
-    amax = np.abs(x).reshape(-1, x.shape[-1]).max(0).astype(np.float64)
+def _best(state: State, hidden: _Hidden, values: Values, largest: Values) -> _Split | None:
+    amax, of_made = largest[hidden.function.name], largest[hidden.made.name]
     group = state.placement.groups[hidden.function]
     measure = reader_error(state, group, [hidden.reader], values)
     least, best = measure(state.choices.qtypes[group.name]) / _WORTH, None
@@ -96,17 +95,16 @@ def _best(state: State, hidden: _Hidden, values: Mapping[str, np.ndarray]) -> _S
         zero_point = np.where(outliers, apart.zero_point, rest.zero_point)
         error = measure(QType(group.dtype, scale, zero_point))  # type: ignore[arg-type]
         if error < least:
-            of_made = state.placement.groups[hidden.made]
-            rest_made, apart_made = (_narrowed(state, of_made, before[:, part]) for part in (~outliers, outliers))
+            made = state.placement.groups[hidden.made]
+            rest_made, apart_made = (_narrowed(state, made, of_made[part].max()) for part in (~outliers, outliers))
             best, least = _Split(hidden, outliers, (rest_made, rest), (apart_made, apart)), error
     return best
 
 
-def _narrowed(state: State, group: ScaleGroup, values: np.ndarray) -> QType:
+def _narrowed(state: State, group: ScaleGroup, amax: float) -> QType:
     """What the group stands for, of values that may be smaller."""
-    before = state.choices.qtypes[group.name]
-    amax = qtype_of(group, max(float(np.abs(values).max()), SMALLEST_THRESHOLD))
-    return amax if np.all(amax.scale < before.scale) else before
+    before, narrow = state.choices.qtypes[group.name], qtype_of(group, max(amax, SMALLEST_THRESHOLD))
+    return narrow if np.all(narrow.scale < before.scale) else before
 
 
 def _apply(state: State, split: _Split) -> State:

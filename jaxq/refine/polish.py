@@ -7,10 +7,11 @@ lets each go down or up,
 
 and finds v by gradients of the squared error of the layer's results on the examples, with a term that takes every h to
 0 or 1 in the end. The scale of the layer's input, where no other layer reads it, learns along (LSQ, arXiv 1902.08153).
-No labels are needed. A layer keeps what was found if it errs less by it on examples that were held back.
+No labels are needed. A layer reads what the layers before it make by now, and so makes up for their errors too. It
+keeps what was found if it errs less by it on examples that were held back.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,9 +23,9 @@ from tqdm import tqdm
 from jaxq import numerics
 from jaxq.errors import UnsupportedError
 from jaxq.graph.node import Node, QType
-from jaxq.passes.lower import quantized_weight, scaled_weight
+from jaxq.passes.lower import grouped_weight, quantized_weight, scaled_weight
 from jaxq.passes.simulate import float_function
-from jaxq.refine.readers import Reader, qtype_read, weighted
+from jaxq.refine.readers import Reader, Values, qtype_read, weighted
 from jaxq.refine.state import Samples, State
 
 # Steps for each layer, in parts that are compiled as one; a step sees so many of the examples.
@@ -44,31 +45,34 @@ def refine(state: State, samples: Samples) -> State:
     Raises:
       UnsupportedError: optax is not installed.
     """
-    values, held = samples.values(state.graph), samples.held_values(state.graph)
-    nodes = weighted(state, values)
+    exact, exact_held = samples.values(state.graph), samples.held_values(state.graph)
+    nodes = weighted(state, exact)
     with tqdm(total=len(nodes), desc="polishing", unit="layer", disable=None) as bar:
         for node in nodes:
-            state = _polished(state, node, values, held)
+            given, given_held = samples.simulated(state)
+            state = _polished(state, node, (given, exact), (given_held, exact_held))
             bar.update()
     return state
 
 
-def _polished(state: State, node: Node, values: Mapping[str, np.ndarray], held: Mapping[str, np.ndarray]) -> State:
-    found = _trained(state, node, values)
-    judge = Reader(state, node, held)
+# The values that a layer reads, as the layers before it make them by now; and the float values.
+_Pair = tuple[Values, Values]
+
+
+def _polished(state: State, node: Node, fit: _Pair, held: _Pair) -> State:
+    found = _trained(state, node, fit)
+    judge = Reader(state, node, *held)
     before = judge.error(qtype_read(state, node), state.weight(node))
     after = judge.error(qtype_read(found, node), found.weight(node))
     return found if after < before else state
 
 
-def _trained(state: State, node: Node, values: Mapping[str, np.ndarray]) -> State:
+def _trained(state: State, node: Node, fit: _Pair) -> State:
     """The state with the layer's weights, and perhaps the scale of its input, as training finds them."""
     qtype = qtype_read(state, node)
-    scale_x = 1.0 if qtype is None else qtype.scale
-    chosen = state.choices.weights.get(node.name) or quantized_weight(node, state.config, scale_x)
-    problem = _Rounding.of(node, chosen, scale_x)
+    problem = _Rounding.of(state, node, 1.0 if qtype is None else qtype.scale)
     learns_scale = qtype is not None and _reads_alone(state, node)
-    trained, factor = _train(problem, state, node, qtype, learns_scale, values)
+    trained, factor = _train(problem, state, node, qtype, learns_scale, fit)
     weights = {**state.choices.weights, node.name: problem.levels(trained)}
     if not learns_scale:
         return state.choose(weights=weights)
@@ -93,26 +97,28 @@ class _Rounding:
     Attributes:
       floor, start: the lower level, and how far the weight lies above it, float32, in the op's layout.
       unit: what one level is in real numbers; it broadcasts to the weight.
-      scale: of each output channel, float64. largest: the greatest level.
+      scale: of the integers, as `Choices.weights` holds it.
     """
 
     floor: np.ndarray
     start: np.ndarray
     unit: np.ndarray
     scale: np.ndarray
-    largest: int
 
     @staticmethod
-    def of(node: Node, chosen: tuple[np.ndarray, np.ndarray], scale_x: Any) -> "_Rounding":
-        levels, scale = chosen
-        weight = np.asarray(node.operand("weight").value, np.float64)
-        per_channel = scale if node.op == "conv" else scale[:, None]
-        relative = scaled_weight(node, np.ones_like(weight), scale_x)
-        largest = int(np.max(np.abs(levels.astype(np.int32)), initial=1))
-        position = np.clip(weight * relative / per_channel, -largest, largest)
+    def of(state: State, node: Node, scale_x: Any) -> "_Rounding":
+        config, weight = state.config, np.asarray(node.operand("weight").value, np.float64)
+        chosen = state.choices.weights.get(node.name)
+        if node in state.placement.weight_only:
+            levels, scale = chosen or grouped_weight(node, config)
+            unit = np.repeat(scale, config.for_weights(node.name).group_size, axis=1)[:, : weight.shape[1]]
+        else:
+            levels, scale = chosen or quantized_weight(node, config, scale_x)
+            unit = (scale if node.op == "conv" else scale[:, None]) / scaled_weight(node, np.ones_like(weight), scale_x)
+        largest = np.max(np.abs(levels.astype(np.int32)), initial=1)
+        position = np.clip(weight / unit, -largest, largest)
         floor = np.minimum(np.floor(position), largest - 1)
-        unit = (per_channel / relative).astype(np.float32)
-        return _Rounding(floor.astype(np.float32), (position - floor).astype(np.float32), unit, scale, largest)
+        return _Rounding(*(part.astype(np.float32) for part in (floor, position - floor, unit)), scale)
 
     def levels(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The int8 weight that training chose."""
@@ -135,13 +141,12 @@ def _train(
     node: Node,
     qtype: QType | None,
     learns_scale: bool,
-    values: Mapping[str, np.ndarray],
+    fit: _Pair,
 ) -> tuple[np.ndarray, float]:
     """v, and the factor of the input's scale."""
-    optax = _optax()
+    optax, (values, exact) = _optax(), fit
     function = float_function(node)
-    group = state.placement.groups[node.operand("x")]
-    lowest, highest = numerics.BOUNDS[group.dtype]
+    lowest, highest = numerics.BOUNDS["int8" if qtype is None else qtype.dtype]
     arrays: dict[str, Any] = {}
     fixed: dict[str, Any] = {}
     for role, source in zip(node.roles, node.inputs, strict=True):
@@ -149,7 +154,7 @@ def _train(
             (fixed if source.is_constant else arrays)[role] = (
                 source.value if source.is_constant else values[source.name]
             )
-    arrays["exact"] = values[node.name].astype(np.float32)
+    arrays["exact"] = exact[node.name].astype(np.float32)
     count = len(arrays["exact"])
     size = min(count, _EXAMPLES)
 
@@ -182,7 +187,7 @@ def _train(
         return jax.lax.scan(step, (trained, moments), (chosen, powers, weights))[0]
 
     trained = {"v": jnp.asarray(_inverse(problem.start)), "scale": jnp.float32(0)}
-    data = {"floor": problem.floor, "unit": problem.unit, "noise": _noise(state, node, qtype, values) * size / count}
+    data = {"floor": problem.floor, "unit": problem.unit, "noise": _noise(state, node, qtype, fit) * size / count}
     arrays, data = jax.device_put((arrays, data))
     moments = optimizer.init(trained)
     with jax.numpy_dtype_promotion("standard"):  # optax takes a float to the power of its count
@@ -191,10 +196,10 @@ def _train(
     return np.asarray(trained["v"]), float(np.exp(trained["scale"]))
 
 
-def _noise(state: State, node: Node, qtype: QType | None, values: Mapping[str, np.ndarray]) -> np.float32:
+def _noise(state: State, node: Node, qtype: QType | None, fit: _Pair) -> np.float32:
     """The squared error of the layer's results as they are."""
-    error = Reader(state, node, values).error(qtype, state.weight(node))
-    return np.float32(error * float(np.sum(values[node.name].astype(np.float64) ** 2)))
+    error = Reader(state, node, *fit).error(qtype, state.weight(node))
+    return np.float32(error * float(np.sum(fit[1][node.name].astype(np.float64) ** 2)))
 
 
 def _schedule(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -18,20 +18,19 @@ Values = Mapping[str, np.ndarray]
 
 
 class Reader:
-    """A conv or dot that reads a scale group, on the float values of some examples."""
+    """A conv or dot on some examples: on the float values that it reads, or others, beside its float results."""
 
-    def __init__(self, state: State, node: Node, values: Values) -> None:
+    def __init__(self, state: State, node: Node, values: Values, exact: Values | None = None) -> None:
         self.node = node
-        group = state.placement.groups[node.operand("x")]
-        self.group = group
-        lowest, highest = numerics.BOUNDS[group.dtype]
+        group = state.placement.groups.get(node.operand("x"))
+        lowest, highest = numerics.BOUNDS["int8" if group is None else group.dtype]
         function = float_function(node)
         linear = _linear(node)
         operands = {
             role: source.value if source.is_constant else values[source.name]
             for role, source in zip(node.roles, node.inputs, strict=True)
         }
-        self._operands = jax.device_put((operands, values[node.name].astype(np.float32)))
+        self._operands = jax.device_put((operands, (exact or values)[node.name].astype(np.float32)))
 
         def rounded(operands: Any, qtype: Any, weight: Any) -> dict[str, Any]:
             x, w = operands["x"], operands["weight"]
@@ -56,7 +55,7 @@ class Reader:
         self._error, self._shift = error, shift
 
     def error(self, qtype: QType | None, weight: np.ndarray) -> float:
-        """The squared error of its results over their square; None for the bytes of an image, as they are."""
+        """The squared error of its results over their square; None for what is read as it is: bytes, or floats."""
         return float(self._error(*self._operands, _arrays(qtype), weight))
 
     def shift(self, qtype: QType | None, weight: np.ndarray) -> np.ndarray:
@@ -74,14 +73,16 @@ def _linear(node: Node) -> Callable[..., Any]:
 
 
 def weighted(state: State, values: Values) -> list[Node]:
-    """The convs and dots that read integers of a scale known beforehand, and whose values are known."""
+    """The convs and dots whose values are known, and that read floats or integers of a scale known beforehand."""
     graph, placement = state.graph, state.placement
-    int8 = (node for node in graph.nodes if node.op in WEIGHTED and node in placement.int8)
-    return [node for node in int8 if node not in placement.by_row and node.name in values]
+    nodes = (node for node in graph.nodes if node.op in WEIGHTED and node in placement.quantized)
+    return [node for node in nodes if node not in placement.by_row and node.name in values]
 
 
 def qtype_read(state: State, node: Node) -> QType | None:
-    """What the integers stand for that a conv or dot reads; None for the bytes of an image."""
+    """What the integers stand for that a conv or dot reads; None for the bytes of an image, and for floats."""
+    if node in state.placement.weight_only:
+        return None
     group = state.placement.groups[node.operand("x")]
     return None if group.exact else state.choices.qtypes[group.name]
 

@@ -76,6 +76,7 @@ class Samples:
     held: Sequence[np.ndarray]
     _exact: dict[Graph, Any] = field(default_factory=dict)
     _values: dict[Graph, Any] = field(default_factory=dict)
+    _amax: dict[Graph, Any] = field(default_factory=dict)
 
     @staticmethod
     def split(graph: Graph, leaves: Sequence[np.ndarray]) -> "Samples":
@@ -94,9 +95,21 @@ class Samples:
         found: Mapping[str, np.ndarray] = self._values[graph]
         return found
 
+    def amax(self, graph: Graph) -> Mapping[str, np.ndarray]:
+        """The largest magnitude of each channel of every float value, float64 (C,), on all examples to fit."""
+        if graph not in self._amax:
+            self._amax.clear()
+            self._amax[graph] = _amax(graph, _parts(graph, self.fit))
+        found: Mapping[str, np.ndarray] = self._amax[graph]
+        return found
+
     def held_values(self, graph: Graph) -> Mapping[str, np.ndarray]:
         """The like on the examples held back."""
         return _values(graph, self.held)
+
+    def simulated(self, state: State) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
+        """The like of both as the int8 graph makes them, before each is rounded."""
+        return _simulated(state, self.fit), _simulated(state, self.held)
 
     def error(self, state: State) -> float:
         """The squared error of the simulated results over their square, on the examples held back; the mean over the
@@ -106,24 +119,46 @@ class Samples:
         levels = jax.device_put(state.simulated.levels(state.choices, state.config))
         params = jax.device_put(graph.params)
         squares = np.zeros((len(floats), 2))
-        for exact, part in zip(self._exact_parts(graph), self._parts(graph), strict=True):
+        for exact, part in zip(self._exact_parts(graph), _parts(graph, self.held), strict=True):
             found = state.run(params, levels, part)
             squares += [_squares(exact[i], np.asarray(found[i], np.float64)) for i in floats]
         error = float(np.mean(squares[:, 1] / np.maximum(squares[:, 0], _TINY)))
         return error if np.isfinite(error) else np.inf
 
-    def _parts(self, graph: Graph) -> list[Sequence[np.ndarray]]:
-        size = leading_size(graph, self.held)
-        return [rows(graph, self.held, slice(i, i + _PART)) for i in range(0, size, _PART)] or [self.held]
-
     def _exact_parts(self, graph: Graph) -> list[list[np.ndarray]]:
         if graph not in self._exact:
             run = jax.jit(_exactly(graph))
             params = jax.device_put(graph.params)
-            found = ([np.asarray(y) for y in run(params, part)] for part in self._parts(graph))
+            found = ([np.asarray(y) for y in run(params, part)] for part in _parts(graph, self.held))
             self._exact[graph] = [[_wide(y) for y in outputs] for outputs in found]
         exact: list[list[np.ndarray]] = self._exact[graph]
         return exact
+
+
+def _parts(graph: Graph, leaves: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
+    size = leading_size(graph, leaves)
+    return [rows(graph, leaves, slice(i, i + _PART)) for i in range(0, size, _PART)] or [leaves]
+
+
+def _amax(graph: Graph, parts: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    @jax.jit
+    def run(params: Any, leaves: Any) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+
+        def keep(node: Node, value: Any) -> None:
+            if isinstance(node.aval, Aval) and node.aval.is_float and node.aval.shape:
+                found[node.name] = jnp.max(jnp.abs(value.astype(jnp.float32)), axis=range(value.ndim - 1))
+
+        evaluate(graph.bind(leading_size(graph, leaves)), params, leaves, float_function, keep)
+        return found
+
+    params = jax.device_put(graph.params)
+    found = [jax.device_get(run(params, part)) for part in parts]
+    inputs = [dict(zip((node.name for node in graph.inputs), part, strict=True)) for part in parts]
+    given = [{name: np.abs(x).reshape(-1, x.shape[-1]).max(0) for name, x in by.items() if x.ndim} for by in inputs]
+    names = (found[0] | given[0]).keys()
+    pairs = [of_part | of_inputs for of_part, of_inputs in zip(found, given, strict=True)]
+    return {name: np.max([of[name] for of in pairs], axis=0).astype(np.float64) for name in names}
 
 
 def _exactly(graph: Graph) -> Callable[..., list[Any]]:
@@ -140,10 +175,29 @@ def _squares(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
     return float(np.sum(exact[finite] ** 2)), float(np.sum((found - exact)[finite] ** 2))
 
 
-def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+def _fitting(graph: Graph, leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """As many of the examples as there is room for the values of."""
     one = graph.bind(1)
     size = sum(4 * int(np.prod(node.aval.shape)) for node in one.nodes if isinstance(node.aval, Aval))
-    leaves = rows(graph, leaves, slice(max(_ROOM // max(size, 1), 1)))
+    return rows(graph, leaves, slice(max(_ROOM // max(size, 1), 1)))
+
+
+def _simulated(state: State, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    graph, leaves = state.graph, _fitting(state.graph, leaves)
+    found: dict[str, np.ndarray] = {}
+
+    def keep(node: Node, value: Any) -> None:
+        if isinstance(node.aval, Aval):
+            found[node.name] = np.asarray(value)
+
+    levels = jax.device_put(state.simulated.levels(state.choices, state.config))
+    params, arrays = jax.device_put((graph.params, list(leaves)))
+    state.simulated(params, levels, arrays, leading_size(graph, leaves), tap=keep)
+    return dict(zip((node.name for node in graph.inputs), leaves, strict=True)) | found
+
+
+def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    leaves = _fitting(graph, leaves)
     found: dict[str, np.ndarray] = {}
 
     def keep(node: Node, value: Any) -> None:

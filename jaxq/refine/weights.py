@@ -3,7 +3,7 @@
 They are clipped to the fraction of their largest that makes their own squared error least (`numerics.quantize_weight`).
 """
 
-from jaxq.passes.lower import quantized_weight
+from jaxq.passes.lower import grouped_weight, quantized_weight
 from jaxq.refine.readers import Reader, qtype_read, weighted
 from jaxq.refine.state import Samples, State
 
@@ -14,7 +14,10 @@ def refine(state: State, samples: Samples) -> State:
     weights = dict(state.choices.weights)
     for node in weighted(state, values):
         qtype = qtype_read(state, node)
-        clipped = quantized_weight(node, state.config, 1.0 if qtype is None else qtype.scale, "mse")
+        if node in state.placement.weight_only:
+            clipped = grouped_weight(node, state.config, "mse")
+        else:
+            clipped = quantized_weight(node, state.config, 1.0 if qtype is None else qtype.scale, "mse")
         tried = state.choose(weights={node.name: clipped})
         reader = Reader(state, node, values)
         if reader.error(qtype, tried.weight(node)) < reader.error(qtype, state.weight(node)):
