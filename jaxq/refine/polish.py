@@ -118,7 +118,8 @@ class _Rounding:
         largest = np.max(np.abs(levels.astype(np.int32)), initial=1)
         position = np.clip(weight / unit, -largest, largest)
         floor = np.minimum(np.floor(position), largest - 1)
-        return _Rounding(*(part.astype(np.float32) for part in (floor, position - floor, unit)), scale)
+        start = position - floor
+        return _Rounding(floor.astype(np.float32), start.astype(np.float32), unit.astype(np.float32), scale)
 
     def levels(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The int8 weight that training chose."""
