@@ -126,6 +126,7 @@ def fake_quantize(
         batches, calibration = None, batches
     network, calibration = _calibrated(model, variables, batches, calibration, config, static_kwargs, allow_stale)
     _warn_of_unmatched_rules(network, config)
+    network, calibration = build.refined(network, config, calibration)
     placement = network.place(config, calibration.statistics.unseen)
     choices, _ = build.choose(network, config, calibration, placement)
     return FakeQuantized(network, placement, choices, config)

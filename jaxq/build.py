@@ -19,6 +19,7 @@ from jaxq.calibration.observe import Statistics
 from jaxq.calibration.report import report
 from jaxq.calibration.result import Calibration
 from jaxq.calibration.select import Errors, Tensor, candidates, select
+from jaxq.calibration.step import leading_size
 from jaxq.calibration.step import rows as sample_rows
 from jaxq.config import LayerRule, QuantConfig
 from jaxq.errors import CalibrationError, UnsupportedError
@@ -47,6 +48,9 @@ NUM_SAMPLES = 6
 
 # Examples kept to refine with, and to judge by.
 REFINING_SAMPLES = 64
+
+# Below so many examples only what the config demands is refined by them.
+FEWEST_SAMPLES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,8 @@ def refined(network: Network, config: QuantConfig, calibration: Calibration) -> 
       CalibrationError: there are steps, and the calibration keeps no examples to refine by.
     """
     leaves, unseen = calibration.statistics.samples, calibration.statistics.unseen
-    if not config.steps or (not leaves and not config.demands_steps):
+    enough = bool(leaves) and leading_size(network.graph, leaves) >= FEWEST_SAMPLES
+    if not config.steps or not (enough or config.demands_steps):
         return network, calibration
     if not leaves:
         raise CalibrationError(

@@ -67,6 +67,19 @@ class Camera(nn.Module):
 BYTES = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3)).astype(np.uint8)
 
 
+def test_a_recipe_comes_before_training():
+    def fun(params, x):
+        return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+    params = {"a": images(16, 32), "b": images(32, 8, seed=1)}
+    x = images(64, 16, seed=2) * np.logspace(-2, 1, 16).astype(np.float32)
+    params["a"] /= np.logspace(-2, 1, 16).astype(np.float32)[:, None]
+    config = jaxq.QuantConfig(method="mse", recipe="channels")
+    fake = jaxq.fake_quantize(fun, params, [x], config=config)
+    plan = jaxq.quantize(fun, params, [x], config=config)
+    assert networks.decibels(plan(x), jaxq.quantize(fake, fake.variables)(x)) > 100
+
+
 @pytest.mark.parametrize(
     ("model", "x", "config"),
     [

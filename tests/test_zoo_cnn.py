@@ -181,7 +181,10 @@ def v3_counts(*, blocks, gates, hard, residuals):
     others have relu, as has the first conv of a gate."""
     convs = 1 + 3 * blocks - 1 + 1 + 2 * gates
     return {
-        "int8": {"conv": convs, "dot": 2, "pool": gates + 1, "broadcast_in_dim": gates, "mul": gates},
+        "int8": {
+            **{"conv": convs, "dot": 2, "pool": gates + 1, "broadcast_in_dim": gates, "mul": gates},
+            "pad": hard + 1,  # with the zero points of hard-swish's results, before depthwise convolutions
+        },
         "fused": {
             "bias": convs + 2,
             "hard_swish": 1 + 2 * hard + 1 + 1,
