@@ -21,7 +21,7 @@ from jaxq import numerics
 from jaxq.graph.node import LAYOUT, WEIGHTED, Node, QType
 from jaxq.passes.place import ScaleGroup
 from jaxq.refine import rows
-from jaxq.refine.readers import Values, reader_error
+from jaxq.refine.readers import Values, at_least, reader_error
 from jaxq.refine.state import Samples, State
 
 # The power of the activations' maxima; the rest is the weights'.
@@ -29,9 +29,6 @@ _POWERS = (0.5, 0.75, 0.9)
 
 # Layout ops behind which the last axis is the same channels, besides a reshape of the other axes.
 _KEEPS_CHANNELS = frozenset({"copy", "name", "stop_gradient", "convert_element_type", "reduce_window_max", "pad"})
-
-# Below the largest maximum by this factor, channels have a scale as if they were there.
-_LEAST = 1e-3
 
 
 def refine(state: State, samples: Samples) -> State:
@@ -118,16 +115,14 @@ def _best(
 def _candidates(state: State, group: ScaleGroup, readers: Sequence[Node], amax: np.ndarray) -> Iterator[np.ndarray]:
     """Scales by channel, float64 (C,)."""
     largest = numerics.largest_level(group.dtype)
-    of_readers = np.max([_input_amax(reader, reader.operand("weight").value) for reader in readers], axis=0)
-    of_readers = np.maximum(of_readers, max(of_readers.max() * _LEAST, numerics.SMALLEST_AMAX))
-    amax = np.maximum(amax, max(amax.max() * _LEAST, numerics.SMALLEST_AMAX))
+    of_readers = at_least(np.max([_input_amax(reader, reader.operand("weight").value) for reader in readers], axis=0))
+    amax = at_least(amax)
     shapes = [amax**power / of_readers ** (1 - power) for power in _POWERS]
     source = group.sources[0]
     if source.op in WEIGHTED and source in state.placement.int8:
         weight = np.asarray(source.operand("weight").value)
         made = np.abs(weight).max(axis=1 if source.op == "dot" else tuple(range(weight.ndim - 1)))
-        made = np.maximum(made, max(made.max() * _LEAST, numerics.SMALLEST_AMAX))
-        shapes.append(np.sqrt(made / of_readers))
+        shapes.append(np.sqrt(at_least(made) / of_readers))
     for shape in shapes:
         yield shape * (amax / shape).max() / largest
 

@@ -16,13 +16,25 @@ from jaxq.refine.state import State
 
 Values = Mapping[str, np.ndarray]
 
+# What stands behind what a conv or dot reads: what its integers stand for; where rows have scales of their own the
+# factor of each channel, float (C,); None where it reads bytes or floats as they are.
+Read = QType | np.ndarray | None
+
+# Below the largest channel by this factor, channels are scaled as if they were there.
+_LEAST = 1e-3
+
+
+def at_least(amax: np.ndarray) -> np.ndarray:
+    """The maxima of channels, float64, none so small that its reciprocal would matter."""
+    return np.maximum(amax.astype(np.float64), max(float(amax.max()) * _LEAST, numerics.SMALLEST_AMAX))
+
 
 class Reader:
     """A conv or dot on some examples: on the float values that it reads, or others, beside its float results."""
 
     def __init__(self, state: State, node: Node, values: Values, exact: Values | None = None) -> None:
         self.node = node
-        group = state.placement.groups.get(node.operand("x"))
+        group, by_row = state.placement.groups.get(node.operand("x")), node in state.placement.by_row
         lowest, highest = numerics.BOUNDS["int8" if group is None else group.dtype]
         function = float_function(node)
         linear = _linear(node)
@@ -32,39 +44,42 @@ class Reader:
         }
         self._operands = jax.device_put((operands, (exact or values)[node.name].astype(np.float32)))
 
-        def rounded(operands: Any, qtype: Any, weight: Any) -> dict[str, Any]:
+        def rounded(operands: Any, read: Any, weight: Any) -> dict[str, Any]:
             x, w = operands["x"], operands["weight"]
-            if qtype is not None:
-                scale, zero_point = qtype
-                x = numerics.fake_quantize(x, scale, zero_point, lowest=lowest, highest=highest)
+            if by_row:
+                x = numerics.fake_quantize_rows(x, read)
+            elif read is not None:
+                x = numerics.fake_quantize(x, *read, lowest=lowest, highest=highest)
             return operands | {"x": x, "weight": weight.astype(w.dtype)}
 
         @jax.jit
-        def error(operands: Any, exact: Any, qtype: Any, weight: Any) -> jax.Array:
-            given = rounded(operands, qtype, weight)
+        def error(operands: Any, exact: Any, read: Any, weight: Any) -> jax.Array:
+            given = rounded(operands, read, weight)
             y = function(*(given[role] for role in node.roles)).astype(jnp.float32)
             return jnp.sum((y - exact) ** 2) / jnp.maximum(jnp.sum(exact**2), np.finfo(np.float32).tiny)
 
         @jax.jit
-        def shift(operands: Any, exact: Any, qtype: Any, weight: Any) -> jax.Array:
+        def shift(operands: Any, exact: Any, read: Any, weight: Any) -> jax.Array:
             del exact
-            given = rounded(operands, qtype, weight)
+            given = rounded(operands, read, weight)
             difference = linear(given["x"], given["weight"]) - linear(operands["x"], operands["weight"])
             return jnp.mean(difference.astype(jnp.float32), axis=tuple(range(difference.ndim - 1)))
 
         self._error, self._shift = error, shift
 
-    def error(self, qtype: QType | None, weight: np.ndarray) -> float:
-        """The squared error of its results over their square; None for what is read as it is: bytes, or floats."""
-        return float(self._error(*self._operands, _arrays(qtype), weight))
+    def error(self, read: Read, weight: np.ndarray) -> float:
+        """The squared error of its results over their square."""
+        return float(self._error(*self._operands, _arrays(read), weight))
 
-    def shift(self, qtype: QType | None, weight: np.ndarray) -> np.ndarray:
+    def shift(self, read: Read, weight: np.ndarray) -> np.ndarray:
         """The mean by channel, float64 (C,), of how much larger its sums are than in float."""
-        return np.asarray(self._shift(*self._operands, _arrays(qtype), weight), np.float64)
+        return np.asarray(self._shift(*self._operands, _arrays(read), weight), np.float64)
 
 
-def _arrays(qtype: QType | None) -> Any:
-    return None if qtype is None else (np.asarray(qtype.scale, np.float32), np.asarray(qtype.zero_point, np.float32))
+def _arrays(read: Read) -> Any:
+    if isinstance(read, QType):
+        return np.asarray(read.scale, np.float32), np.asarray(read.zero_point, np.float32)
+    return None if read is None else read.astype(np.float32)
 
 
 def _linear(node: Node) -> Callable[..., Any]:

@@ -183,20 +183,20 @@ def _fitting(graph: Graph, leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _simulated(state: State, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    graph, leaves = state.graph, _fitting(state.graph, leaves)
-    found: dict[str, np.ndarray] = {}
-
-    def keep(node: Node, value: Any) -> None:
-        if isinstance(node.aval, Aval):
-            found[node.name] = np.asarray(value)
-
     levels = jax.device_put(state.simulated.levels(state.choices, state.config))
-    params, arrays = jax.device_put((graph.params, list(leaves)))
-    state.simulated(params, levels, arrays, leading_size(graph, leaves), tap=keep)
-    return dict(zip((node.name for node in graph.inputs), leaves, strict=True)) | found
+    return _collected(
+        state.graph, leaves, lambda params, some, size, tap: state.simulated(params, levels, some, size, tap=tap)
+    )
 
 
 def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return _collected(
+        graph, leaves, lambda params, some, size, tap: evaluate(graph.bind(size), params, some, float_function, tap)
+    )
+
+
+def _collected(graph: Graph, leaves: Sequence[np.ndarray], run: Callable[..., Any]) -> dict[str, np.ndarray]:
+    """The value of every node, and of the inputs, as `run` makes it of (parameters, leaves, their number, tap)."""
     leaves = _fitting(graph, leaves)
     found: dict[str, np.ndarray] = {}
 
@@ -204,7 +204,6 @@ def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]
         if isinstance(node.aval, Aval):
             found[node.name] = np.asarray(value)
 
-    params = {name: jnp.asarray(value) for name, value in graph.params.items()}
-    bound = graph.bind(leading_size(graph, leaves))
-    evaluate(bound, params, [jnp.asarray(leaf) for leaf in leaves], float_function, keep)
+    params, arrays = jax.device_put((graph.params, list(leaves)))
+    run(params, arrays, leading_size(graph, leaves), keep)
     return dict(zip((node.name for node in graph.inputs), leaves, strict=True)) | found
