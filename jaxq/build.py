@@ -177,11 +177,16 @@ def refined(network: Network, config: QuantConfig, calibration: Calibration) -> 
 
     Raises:
       CalibrationError: there are steps, and the calibration keeps no examples to refine by.
+      UnsupportedError: the function returns no floats to judge them by.
     """
     leaves, unseen = calibration.statistics.samples, calibration.statistics.unseen
     enough = bool(leaves) and leading_size(network.graph, leaves) >= FEWEST_SAMPLES
     if not config.steps or not (enough or config.demands_steps):
         return network, calibration
+    if not any(node.aval.is_float for node in network.graph.outputs):
+        if not config.demands_steps:
+            return network, calibration
+        raise UnsupportedError("recipe: the function returns no floats, whose error could be measured")
     if not leaves:
         raise CalibrationError(
             f"recipe: this calibration keeps no examples for {', '.join(config.steps)}, as one from a file or made "

@@ -169,6 +169,17 @@ def test_a_calibration_without_examples(tmp_path):
         jaxq.quantize(mlp, MLP, calibration=loaded, config=config)
 
 
+def test_a_function_without_floats():
+    def classes(params, x):
+        return mlp(params, x).argmax(-1)
+
+    config = jaxq.QuantConfig(method="mse", recipe="auto")
+    with pytest.raises(UnsupportedError, match="recipe: the function returns no floats"):
+        jaxq.quantize(classes, MLP, [X], config=config)
+    by_token = jaxq.quantize(classes, MLP, [X], config=jaxq.QuantConfig(method="mse", activation_scales="token"))
+    assert np.mean(by_token(NEW) == classes(MLP, NEW)) > 0.9
+
+
 @pytest.mark.parametrize("wrong", ["best", ("auto",), ("channels", "x"), 3])
 def test_recipes_that_are_none(wrong):
     with pytest.raises(UnsupportedError, match="QuantConfig: recipe="):
