@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from jaxq.api import BUDGETS
-from jaxq.cli.arguments import batch_size, check_batch
+from jaxq.cli.arguments import batch_size, check_batch, seconds
 from jaxq.cli.text import add_command, counted, print_json, table
 from jaxq.plan import artifact
 from jaxq.report import Summary
@@ -47,12 +47,10 @@ def _seconds(text: str) -> float:
     if BUDGETS.get(text):
         return BUDGETS[text]
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:
-        raise argparse.ArgumentTypeError(f"a budget is fast, full, or a number of seconds above 0, not {text!r}")
-    return seconds
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        what = f"a budget is fast, full, or a number of seconds above 0, not {text!r}"
+        raise argparse.ArgumentTypeError(what) from None
 
 
 def run(options: argparse.Namespace) -> int:
