@@ -111,7 +111,8 @@ def fake_quantize(
 
     `fake(variables, *args)` is an ordinary JAX function, for any transform, optimizer and training loop: values and
     weights are rounded as in int8, and gradients pass the rounding straight through. Batch norms are folded into the
-    weights that are trained. See `jaxq.qat` for the method and its sources.
+    weights that are trained. Of a recipe the scales and biases are where training starts; it rounds weights to the
+    nearest level, whatever "polish" found. See `jaxq.qat` for the method and its sources.
 
     Args:
       model, variables, batches, calibration, config, static_kwargs, allow_stale: as `quantize` takes them; what
