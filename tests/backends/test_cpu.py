@@ -15,7 +15,7 @@ from nodes import row_scales
 import jaxq
 from jaxq import numerics, passes
 from jaxq.backends import choose, cpu, gather, prepare
-from jaxq.backends.cpu import blocks, program, regions
+from jaxq.backends.cpu import blocks, program, regions, values
 from jaxq.backends.cpu.takes import why_not
 from jaxq.graph.evaluate import accumulate, evaluate
 from jaxq.graph.node import Aval, Dim, Graph, Node, QType, constant, topological
@@ -433,6 +433,48 @@ def test_floats_between_bytes(every_node_is_a_region, op, columns):
     expected = cheap.jit(lambda x: evaluate(graph, {}, [x])[0])(x)
     assert np.max(np.abs(found.astype(np.int32) - expected.astype(np.int32))) <= 1
     assert np.mean(found != expected) < 0.01
+
+
+@pytest.mark.parametrize("mask", [None, (2, 1, 1, 70), (30, 70)])
+@pytest.mark.parametrize("ends", ["softmax", "quantize"])
+def test_scores_and_their_softmax(mask, ends):
+    """One operation, whose bits are those of the product and the softmax one after the other."""
+    rng = np.random.default_rng(0)
+    x, y = integers(rng, (2, 30, 3, 20), "int8"), integers(rng, (2, 70, 3, 20), "int8")
+    if mask is not None:
+        mask = np.where(rng.random(mask) < 0.3, rng.choice([-np.inf, np.finfo(np.float32).min]), 0).astype(np.float32)
+    turned = {"x": np.swapaxes(x, 1, 2), "y": np.swapaxes(y, 1, 2)}
+    scores, data = int8_node("matmul", {}, turned, "float32", rng, residual=mask)
+    heads = {
+        role: Node("transpose", (source(whole, role),), {"permutation": (0, 2, 1, 3)}, scores.operand(role).aval, role)
+        for role, whole in (("x", x), ("y", y))
+    }
+    operands = {role: heads.get(role, scores.operand(role)) for role in scores.roles}
+    scores = scores.with_operands(operands)
+    softmax = Node("softmax", (scores,), {}, scores.aval, "softmax", ("x",))
+    node = softmax
+    if ends == "quantize":
+        aval, qtype = Aval(scores.aval.shape, np.dtype(np.uint8)), QType("uint8", 1 / 255)
+        node = Node("quantize", (softmax, constant(np.float32(255))), {}, aval, "q", ("x", "multiplier"), qtype)
+    inputs = tuple(s for s in topological((node,)) if s.op == "input")
+    arrays = [jnp.asarray({**data, "x": x, "y": y}[s.name]) for s in inputs]
+
+    def run(*outputs):
+        gathered = gather(graph := Graph(inputs, outputs))
+        (region,) = (n for n in gathered.nodes if n.op == "region")
+        found = jax.jit(lambda params: evaluate(gathered, params, arrays, choose))(prepare(gathered, graph.params))
+        return region.attrs["body"], found
+
+    body, (together,) = run(node)
+    assert operations(body) == ["matrix_product"]
+    body, (_, apart) = run(scores, node)  # whoever reads the scores needs them in memory
+    assert operations(body) == ["matrix_product", "softmax"]
+    np.testing.assert_array_equal(together, apart)
+
+
+def operations(body):
+    """The kinds of operations that a region's program consists of."""
+    return [values._KINDS[operation[0]] for operation in program._Encoder(body).operations]
 
 
 def calls(function, *args):

@@ -25,7 +25,7 @@ from jaxq.backends.cpu.values import Field, Values
 from jaxq.backends.cpu.views import Broadcast, View, dense_strides
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 7
+VERSION = 8
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 _NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
@@ -116,22 +116,22 @@ class _Encoder(Values):
         else:
             self._by_rows(node)
 
-    def _epilogue(self, node: Node, residual: Sequence[Field] | None = None) -> list[Field]:
-        """The fields of the node's epilogue; its result is placed, as rows."""
+    def _epilogue(self, node: Node, residual: Sequence[Field] | None = None, result: Node | None = None) -> list[Field]:
+        """The fields of the node's epilogue; its result, or that of what is computed with it, is placed, as rows."""
         fields: list[Field] = []
         for role in ("multiplier", "bias", "lo", "hi"):
             fields.append(self.views[node.operand(role)])
         fields += [self._row_scale(node)] if node.get("row_scale") is not None else _NONE
         fields += [self.views[node.operand("table")]] if node.get("table") is not None else _NONE
         fields += self._residual(node) if residual is None else residual
-        target = self.target(node)
+        target = self.target(result or node)
         rows = target.rows()
         if node.op == "matmul":
             stride = target.byte_stride(-2)
         else:
             assert rows is not None, node
             stride = rows[1]
-        return [*fields, target, _DTYPE[node.aval.dtype.name], stride]
+        return [*fields, target, _DTYPE[target.dtype.name], stride]
 
     def _row_scale(self, node: Node) -> View:
         """One number behind another."""
@@ -285,11 +285,12 @@ class _Encoder(Values):
         epilogue = self._epilogue(node)
         self.emit("elementwise", rows, x.shape[-1], *source, *y, *epilogue)
 
-    def _matmul(self, node: Node) -> None:
+    def _matmul(self, node: Node, result: Node | None = None, softmax: Sequence[Field] = _NONE) -> None:
+        """The product; with the multiplier of a softmax, `result`, which is that or its quantized value."""
         x, y = self.views[node.operand("x")], self.views[node.operand("y")]
         if x.shape[-1] != 1 and x.strides[-1] != 1:
             x = self.dense(x)
-        target = self.target(node)
+        target = self.target(result or node)
         residual, residual_fields = self._matmul_residual(node)
         views = [x, y, target] + ([residual] if residual is not None else [])
         batch = [1] * (5 - len(x.shape)) + list(target.shape[:-2])
@@ -301,7 +302,7 @@ class _Encoder(Values):
         fields: list[Field] = [*batch, *(s for values in strides for s in values), rows, columns, depth]
         fields += [x, _DTYPE[x.dtype.name], x.byte_stride(-2)]
         fields += [y, y.byte_stride(-2), y.byte_stride(-1)]
-        self.emit("matrix_product", *fields, *self._epilogue(node, residual_fields))
+        self.emit("matrix_product", *fields, *self._epilogue(node, residual_fields, result), *softmax)
 
     def _matmul_residual(self, node: Node) -> tuple[View | None, list[Field]]:
         """The residual's view over the axes of batch, and the fields that say how its rows go with the result's."""
@@ -323,13 +324,16 @@ class _Encoder(Values):
         return view, [*self._residual_at(view, node), stride, how.repeat, how.period, how.step, self._factor(node)]
 
     def _is_part_of_next(self, node: Node) -> bool:
-        """Whether the quantize that alone reads a softmax or layer norm computes it too, or the quantize_rows and
-        row_scale that alone read a function."""
+        """Whether what alone reads the node computes it too: a quantize a softmax or layer norm, a softmax a product,
+        quantize_rows and row_scale a function."""
         users = self.body.users[node]
+        if node in self.body.outputs:
+            return False
         if node.op == "elementwise":
-            both = sorted(user.op for user in users) == ["quantize_rows", "row_scale"]
-            return both and node not in self.body.outputs
-        fused = node.op in ("softmax", "layer_norm") and node not in self.body.outputs and len(users) == 1
+            return sorted(user.op for user in users) == ["quantize_rows", "row_scale"]
+        if node.op == "matmul":
+            return [user.op for user in users] == ["softmax"]
+        fused = node.op in ("softmax", "layer_norm") and len(users) == 1
         return fused and users[0].op == "quantize" and users[0].operand("multiplier").op == "const"
 
     def _by_rows(self, node: Node) -> None:
@@ -337,6 +341,8 @@ class _Encoder(Values):
         quantizer, result = None, node
         if node.op == "quantize" and self._is_part_of_next(node.operand("x")):
             quantizer, node = node, node.operand("x")
+        if node.op == "softmax" and self._is_part_of_next(node.operand("x")):
+            return self._matmul(node.operand("x"), result, self._row_operands(node, quantizer))
         x, rows, stride = self.rows(self.views[node.operand("x")])
         operands = self._row_operands(node, quantizer)
         target = self.target(result)

@@ -19,37 +19,12 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "isas.h"
 #include "kernels.h"
 
 namespace jaxq {
 
-const Kernels* kernels_generic();
-const Kernels* kernels_neon();
-const Kernels* kernels_avx2();
-const Kernels* kernels_avxvnni();
-const Kernels* kernels_avx512();
-const Kernels* kernels_amx();
-
 namespace {
-
-const Kernels* kernels_of(const std::string& name) {
-#ifdef JAXQ_HAVE_AMX
-  if (name == "amx") return kernels_amx();
-#endif
-#ifdef JAXQ_HAVE_AVX512
-  if (name == "avx512") return kernels_avx512();
-#endif
-#ifdef JAXQ_HAVE_AVXVNNI
-  if (name == "avxvnni") return kernels_avxvnni();
-#endif
-#ifdef JAXQ_HAVE_AVX2
-  if (name == "avx2") return kernels_avx2();
-#endif
-#ifdef JAXQ_HAVE_NEON
-  if (name == "neon") return kernels_neon();
-#endif
-  return name == "generic" ? kernels_generic() : nullptr;
-}
 
 const Kernels* kernels = nullptr;  // under test
 std::mt19937_64 generator(1);
@@ -577,6 +552,17 @@ struct Two {
   }
   float* row(int64_t i) { return reinterpret_cast<float*>(x.memory + i * stride); }
   bool right() const { return same(expected, out); }
+  // Whether the output is `other`, whichever numbers its NaN are.
+  bool is_like(const Bytes& other) const {
+    const int64_t size = size_of(r.out_dtype);
+    for (int64_t i = 0; i < out.size; i += size) {
+      float a = 0, b = 0;
+      std::memcpy(&a, &out[i], static_cast<size_t>(size));
+      std::memcpy(&b, &other[static_cast<size_t>(i)], static_cast<size_t>(size));
+      if (!(std::isnan(a) && std::isnan(b)) && std::memcmp(&a, &b, 4) != 0) return false;
+    }
+    return true;
+  }
   int64_t stride, out_stride;
   Buffer<uint8_t> x, out;
   Rows r;
@@ -733,7 +719,7 @@ void test_quantize_rows() {
 }
 
 void test_softmax() {
-  const int64_t rows = between(1, 6), cols = some_columns();
+  const int64_t rows = between(1, 9), cols = some_columns();
   Two t(DType::f32, one_of({DType::f32, DType::s8, DType::u8}), rows, cols);
   const float scale = one_of({0.1f, 1.0f, 5.0f, 50.0f}), multiplier = one_of({127.0f, 255.0f, 400.0f});
   for (int64_t r = 0; r < rows; ++r) {
@@ -746,7 +732,9 @@ void test_softmax() {
     if (chance(0.05)) t.row(r)[between(0, cols - 1)] = INFINITY;
   }
   in_parts(rows, [&](int64_t first, int64_t last) { kernels->softmax(t.r, multiplier, first, last); });
-  bool right = true;
+  const Bytes together(t.out.memory, t.out.memory + t.out.size);
+  for (int64_t r = 0; r < rows; ++r) kernels->softmax(t.r, multiplier, r, r + 1);
+  bool right = t.is_like(together);
   for (int64_t r = 0; r < rows; ++r) {
     double most = -INFINITY, total = 0;
     for (int64_t c = 0; c < cols; ++c) {

@@ -1,6 +1,5 @@
-"""The kernels of every instruction set against plain definitions: kernel_test.cc, compiled here.
-
-Plain, with sanitizers, and for Arm, which qemu runs.
+"""The kernels of every instruction set against plain definitions: kernel_test.cc, and what is made of several kernels:
+product_test.cc. They are compiled here: plain, with sanitizers, and for Arm, which qemu runs.
 """
 
 import os
@@ -27,6 +26,7 @@ X86 = {
     "amx": f"{AVX512} -mamx-tile -mamx-int8",
 }
 ARM = {"generic": "", "neon": "-march=armv8.2-a+dotprod"}
+PROGRAMS = ("kernel_test.cc", "product_test.cc")
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"
 
 
@@ -44,22 +44,27 @@ def native() -> tuple[str, dict[str, str]]:
     return compiler("g++"), X86 if machine == "x86_64" else ARM
 
 
-def build(folder: Path, gxx: str, isas: dict[str, str], flags: str = "", program: str = "kernel_test.cc") -> Path:
-    """The objects of the instruction sets, isa_*.o, and the program of all of them."""
+def build(
+    folder: Path, gxx: str, isas: dict[str, str], flags: str = "", programs: tuple[str, ...] = PROGRAMS
+) -> list[Path]:
+    """The objects of the instruction sets, isa_*.o, and the programs of all of them."""
     common = f"-std=c++17 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-psabi -I{SOURCES} {flags}".split()
     have = [f"-DJAXQ_HAVE_{isa.upper()}" for isa in isas]
     sources = {SOURCES / f"isa_{isa}.cc": f"-O3 {more}".split() for isa, more in isas.items()}
-    sources |= {SOURCES / "cpu_features.cc": ["-O1", *have], HERE / program: ["-O1", *have]}
+    sources |= {SOURCES / "cpu_features.cc": ["-O1", *have]}
+    tests = {HERE / program: ["-O1", *have] for program in programs}
 
     def compile_one(source: Path) -> Path:
         to = folder / f"{source.stem}.o"
-        subprocess.run([gxx, *common, *sources[source], "-c", source, "-o", to], check=True)
+        subprocess.run([gxx, *common, *(sources | tests)[source], "-c", source, "-o", to], check=True)
         return to
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, sources))
-    subprocess.run([gxx, *common, *objects, "-o", folder / "program"], check=True)
-    return folder / "program"
+        objects = dict(zip([*sources, *tests], pool.map(compile_one, [*sources, *tests]), strict=True))
+    for test in tests:
+        linked = [objects[source] for source in (*sources, test)]
+        subprocess.run([gxx, *common, *linked, "-o", folder / test.stem], check=True)
+    return [folder / test.stem for test in tests]
 
 
 def run(command: list[str | Path], **environment: object) -> dict[str, int]:
@@ -80,8 +85,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kernels_are_what_they_are_defined_as(plain: Path) -> None:
-    passed = run([plain / "program"], ROUNDS=200)
+    passed = run([plain / "kernel_test"], ROUNDS=200)
     assert "generic" in passed and all(count > 2500 for count in passed.values())
+
+
+def test_products_are_what_they_are_defined_as(plain: Path) -> None:
+    passed = run([plain / "product_test"], ROUNDS=400)
+    assert "generic" in passed and all(count >= 400 for count in passed.values())
 
 
 def test_no_inline_code_is_shared(plain: Path) -> None:
@@ -93,16 +103,18 @@ def test_no_inline_code_is_shared(plain: Path) -> None:
 
 
 def test_kernels_touch_nothing_beyond_their_buffers(tmp_path: Path) -> None:
-    run([build(tmp_path, *native(), SANITIZERS)], ROUNDS=100)
+    for program in build(tmp_path, *native(), SANITIZERS):
+        run([program], ROUNDS=100)
 
 
 def test_histograms_are_what_they_are_defined_as(tmp_path: Path) -> None:
     for name, flags in {"plain": "", "sanitized": SANITIZERS}.items():
         (tmp_path / name).mkdir()
-        run([build(tmp_path / name, compiler("g++"), {}, flags, "histogram_test.cc")], ROUNDS=100)
+        (program,) = build(tmp_path / name, compiler("g++"), {}, flags, ("histogram_test.cc",))
+        run([program], ROUNDS=100)
 
 
 def test_kernels_of_arm(tmp_path: Path) -> None:
     gxx, qemu = compiler("aarch64-linux-gnu-g++"), compiler("qemu-aarch64-static")
-    passed = run([qemu, "-cpu", "max", build(tmp_path, gxx, ARM, "-static")], ROUNDS=50)
-    assert set(passed) == {"generic", "neon"}
+    for program in build(tmp_path, gxx, ARM, "-static"):
+        assert set(run([qemu, "-cpu", "max", program], ROUNDS=50)) == {"generic", "neon"}

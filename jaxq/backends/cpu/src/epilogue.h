@@ -202,10 +202,20 @@ struct Floats {
   bool clipped = false;  // some channel has a bound
 
   Floats(const Epilogue& e, int64_t channel, int64_t n) {
-    for (int64_t c = channel; c < channel + n; ++c) {
-      bounded = bounded && __builtin_fabsf(e.multiplier[c]) <= FLT_MAX / 4294967296.0f;
-      clipped = clipped || e.lo[c] != -__builtin_inff() || e.hi[c] != __builtin_inff();
+    const F32 none = all(0.0f), infinite = all(__builtin_inff());
+    F32 factor = none, lo = sub(none, infinite), hi = infinite;
+    for (int64_t c = channel; c < channel + n; c += kLanes) {
+      const int64_t count = channel + n - c;
+      const auto of_channels = [&](const float* values, F32 otherwise) {
+        return count < kLanes ? first_lanes(load(values + c, count), otherwise, count) : load(values + c);
+      };
+      const F32 m = of_channels(e.multiplier, none);
+      factor = max(factor, max(m, sub(none, m)));
+      lo = max(lo, of_channels(e.lo, lo));
+      hi = min(hi, of_channels(e.hi, hi));
     }
+    bounded = largest(factor) <= FLT_MAX / 4294967296.0f;
+    clipped = largest(max(lo, sub(none, hi))) != -__builtin_inff();
   }
 };
 

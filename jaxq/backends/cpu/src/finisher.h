@@ -10,7 +10,11 @@ class Finisher {
  public:
   Finisher(const Epilogue& e, int64_t channel, int64_t n)
       : e_(e), channel_(channel), n_(n), floats_(e, channel, is_float() ? n : 0) {
-    if (is_float()) return;
+    if (is_float()) {
+      const bool by_value = e.residual && (!e.residual_step || e.residual_dtype != DType::f32);
+      floats_in_registers_ = floats_.bounded && !floats_.clipped && !e.row_scale && !by_value;
+      return;
+    }
     residual_ = residual_kind(e);
     for (int64_t c = 0; c < n; c += kWidth, ++groups_) {
       channels_[groups_] = Channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
@@ -31,6 +35,10 @@ class Finisher {
   template <int kRows, int kVectors, bool often>
   JAXQ_INLINE void finish(const Vectors<kRows * kVectors>& sums, int64_t row) const {
     if constexpr (often) {
+      if (floats_in_registers_ && n_ == kVectors * kLanes) {
+        if (e_.residual) return finish_floats_in_registers<true, kRows, kVectors>(sums, row);
+        return finish_floats_in_registers<false, kRows, kVectors>(sums, row);
+      }
       if (residual_ == Residual::none) return finish_in_registers<Residual::none, kRows, kVectors>(sums, row);
       if (residual_ == Residual::bytes) return finish_in_registers<Residual::bytes, kRows, kVectors>(sums, row);
     }
@@ -45,6 +53,27 @@ class Finisher {
 
  private:
   bool is_float() const { return e_.out_dtype == DType::f32; }
+
+  template <bool kHasResidual, int kRows, int kVectors>
+  JAXQ_INLINE void finish_floats_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
+    float* out[kRows];
+    const float* p[kRows];
+    each<kRows>([&](auto r) JAXQ_INLINE {
+      constexpr int i = r.value;
+      out[i] = reinterpret_cast<float*>(e_.out + (row + i) * e_.out_stride) + channel_;
+      if constexpr (kHasResidual) p[i] = reinterpret_cast<const float*>(residual_row(e_, row + i)) + channel_;
+    });
+    const F32 factor = all(e_.residual_multiplier);
+    each<kVectors>([&](auto v) JAXQ_INLINE {
+      constexpr int c = v.value * kLanes;
+      const F32 multiplier = load(e_.multiplier + channel_ + c), bias = load(e_.bias + channel_ + c);
+      each<kRows>([&](auto r) JAXQ_INLINE {
+        F32 y = add(mul(to_float(at<r.value * kVectors + v.value>(sums)), multiplier), bias);
+        if constexpr (kHasResidual) y = add(y, finite(mul(load(p[r.value] + c), factor)));
+        store(out[r.value] + c, y);
+      });
+    });
+  }
 
   template <Residual residual, int kRows, int kVectors>
   JAXQ_INLINE void finish_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
@@ -79,7 +108,8 @@ class Finisher {
   const Epilogue& e_;
   int64_t channel_, n_;
   Floats floats_;
-  Residual residual_ = Residual::other;  // other: not in registers
+  bool floats_in_registers_ = false;
+  Residual residual_ = Residual::other;  // of bytes; other: not in registers
   int groups_ = 0;
   Channels channels_[kGroups];
   Finish<InMemory> finish_[kGroups];

@@ -10,6 +10,7 @@
 #include "arena.h"
 #include "input.h"
 #include "kernels.h"
+#include "product.h"
 #include "program.h"
 #include "split.h"
 #include "team.h"
@@ -241,63 +242,39 @@ class Operations {
     return e;
   }
 
-  // x (batch, M, K) times y (batch, N, K) to (batch, M, N); three axes of batch.
   void matrix_product() {
-    int64_t batch[3], x_strides[3], y_strides[3], out_strides[3], residual_strides[3];
-    for (auto* values : {&batch, &x_strides, &y_strides, &out_strides, &residual_strides}) {
+    Product p = {};
+    for (auto* values : {&p.batch, &p.x_strides, &p.y_strides, &p.out_strides, &p.residual_strides}) {
       for (int64_t& value : *values) value = read_.size();
     }
-    const int64_t rows = read_.size(), columns = read_.positive(), k = read_.positive();
+    p.rows = read_.size(), p.columns = read_.positive(), p.depth = read_.positive();
     const Place x = read_.place();
-    const DType x_dtype = read_.bytes_dtype();
-    const int64_t x_row = read_.size();
+    p.x = x.data;
+    p.x_room = x.room;
+    p.x_dtype = read_.bytes_dtype();
+    p.x_row = read_.size();
     const Place y = read_.place();
-    const int64_t y_row = read_.size(), y_step = read_.size();
-    const Epilogue whole = epilogue(rows, columns);
-    const int64_t batches = batch[0] * batch[1] * batch[2];
-    if (batches == 0 || rows == 0) return;
+    p.y = y.data;
+    p.y_row = read_.size(), p.y_step = read_.size();
+    const Epilogue& e = p.epilogue = epilogue(p.rows, p.columns);
+    p.softmax = optional_floats(1);
+    demand(!p.softmax || !e.table);
+    if (p.batches() == 0 || p.rows == 0) return;
     const auto reach = [&](const int64_t* strides) {
-      return extent(batch[0], strides[0], 1) - 1 + extent(batch[1], strides[1], 1) - 1 + extent(batch[2], strides[2], 1) - 1;
+      int64_t bytes = 0;
+      for (int i = 0; i < Product::kAxes; ++i) bytes += extent(p.batch[i], strides[i], 1) - 1;
+      return bytes;
     };
-    Reader::check(x, reach(x_strides) + extent(rows, x_row, k));
-    Reader::check(y, reach(y_strides) + extent(columns, y_row, 1) - 1 + extent(k, y_step, 1));
-    check_rest(whole.out, reach(out_strides) + extent(rows, whole.out_stride, columns * size_of(whole.out_dtype)));
-    if (whole.residual) {
-      const int64_t last = (whole.residual_step ? columns : 1) * size_of(whole.residual_dtype);
-      const int64_t seen = std::min((rows + whole.residual_repeat - 1) / whole.residual_repeat, whole.residual_period);
-      check_rest(whole.residual, reach(residual_strides) + extent(seen, whole.residual_stride, last));
+    Reader::check(x, reach(p.x_strides) + extent(p.rows, p.x_row, p.depth));
+    Reader::check(y, reach(p.y_strides) + extent(p.columns, p.y_row, 1) - 1 + extent(p.depth, p.y_step, 1));
+    check_rest(e.out, reach(p.out_strides) + extent(p.rows, e.out_stride, p.columns * size_of(e.out_dtype)));
+    if (e.residual) {
+      const int64_t last = (e.residual_step ? p.columns : 1) * size_of(e.residual_dtype);
+      const int64_t seen = std::min((p.rows + e.residual_repeat - 1) / e.residual_repeat, e.residual_period);
+      check_rest(e.residual, reach(p.residual_strides) + extent(seen, e.residual_stride, last));
     }
-
-    const int64_t packed_bytes = packed_size(columns, k);
-    const Split split({rows, rows, 32}, {1, 1, 1}, batches, threads_for(batches * rows * columns * k / 8));
-    const auto run = [&](int64_t task) {
-      const int64_t at = task / split.rows;
-      const auto [first, last] = part(rows, task % split.rows, split.rows);
-      if (first == last) return;
-      const int64_t index[3] = {at / (batch[1] * batch[2]), at / batch[2] % batch[1], at % batch[2]};
-      const auto offset = [&](const int64_t* strides) {
-        return index[0] * strides[0] + index[1] * strides[1] + index[2] * strides[2];
-      };
-      Epilogue e = whole;
-      e.out += offset(out_strides);
-      if (e.residual) e.residual += offset(residual_strides);
-      Window w = {};  // the rows of x as an image of one line
-      w.x = x.data + offset(x_strides) + first * x_row;
-      w.dtype = x_dtype, w.channels = k, w.stride = x_row;
-      w.width = w.out_width = last - first;
-      w.height = w.out_height = w.kernel_h = w.kernel_w = w.stride_h = w.stride_w = w.dilation_h = w.dilation_w = 1;
-      Gemm g = {};
-      Input(w, 1, x.room - (w.x - x.data), k, kernels_).set_rows(g, 0, 0, last - first);
-      g.first_row = first;
-      uint8_t* packed = thread_scratch<1>(packed_bytes);
-      kernels_.pack(reinterpret_cast<const int8_t*>(y.data) + offset(y_strides), y_row, y_step, columns, k, packed);
-      g.b = packed;
-      g.blocks = round_up(columns, kBlock) / kBlock;
-      g.channels = columns;
-      g.epilogue = &e;
-      kernels_.gemm(g);
-    };
-    team_.parallel(batches * split.rows, run);
+    const int64_t work = p.depth / 8 + (p.softmax ? 8 : 0);
+    p.run(kernels_, team_, threads_for(p.batches() * p.rows * p.columns * work));
   }
 
   void check_rest(const uint8_t* data, int64_t bytes) {

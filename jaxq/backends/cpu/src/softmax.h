@@ -48,46 +48,84 @@ class Out {
   F32 multiplier_[4];
 };
 
-constexpr int64_t kSoftmaxScratch = 4096;  // columns whose exponentials are kept
+// Rows at a time, since what follows one another in a row waits for one another; floats of them that are kept.
+constexpr int kSoftmaxRows = 4;
+constexpr int64_t kSoftmaxKept = 4096;
+
+// kRows rows from `row` on. Their exponentials are kept between the two times that they are needed, or computed twice.
+template <int kRows, bool kKeeps>
+void softmax_rows(const Rows& r, const Out& out, int64_t row) {
+  alignas(64) float kept[kKeeps ? kSoftmaxKept : 1];
+  const F32 smallest = all(-__builtin_inff());
+  const int64_t whole = r.cols / kLanes * kLanes, rest = r.cols - whole, pitch = round_up(r.cols, kLanes);
+  const float* x[kRows];
+  F32 most[kRows], sums[kRows];  // sums of partial sums, so that few roundings follow one another
+  JAXQ_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    x[i] = reinterpret_cast<const float*>(r.x + (row + i) * r.x_stride);
+    most[i] = smallest;
+    sums[i] = all(0.0f);
+  }
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) most[i] = max(most[i], load(x[i] + c));
+  }
+  JAXQ_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    if (rest) most[i] = max(most[i], first_lanes(load(x[i] + whole, rest), smallest, rest));
+    most[i] = all(largest(most[i]));
+  }
+
+  for (int64_t begin = 0; begin < whole; begin += 32 * kLanes) {
+    const int64_t end = begin + 32 * kLanes < whole ? begin + 32 * kLanes : whole;
+    F32 part[kRows];
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) part[i] = all(0.0f);
+    for (int64_t c = begin; c < end; c += kLanes) {
+      JAXQ_UNROLL
+      for (int i = 0; i < kRows; ++i) {
+        const F32 y = exp_of_negative(sub(load(x[i] + c), most[i]));
+        if constexpr (kKeeps) store(kept + i * pitch + c, y);
+        part[i] = add(part[i], y);
+      }
+    }
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) sums[i] = add(sums[i], part[i]);
+  }
+  F32 factor[kRows];
+  JAXQ_UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    if (rest) {
+      const F32 y = exp_of_negative(sub(load(x[i] + whole, rest), most[i]));
+      if constexpr (kKeeps) store(kept + i * pitch + whole, y, rest);
+      sums[i] = add(sums[i], first_lanes(y, all(0.0f), rest));
+    }
+    factor[i] = all(1.0f / total(sums[i]));
+  }
+
+  for (int64_t c = 0; c < r.cols; c += 4 * kLanes) {
+    const int64_t n = r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes;
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      F32 y[4];
+      load_floats(kKeeps ? kept + i * pitch + c : x[i] + c, n, y);
+      JAXQ_UNROLL
+      for (int v = 0; v < 4; ++v) y[v] = mul(kKeeps ? y[v] : exp_of_negative(sub(y[v], most[i])), factor[i]);
+      out.write(r.out + (row + i) * r.out_stride, c, y, n);
+    }
+  }
+}
 
 inline void softmax(const Rows& r, float multiplier, int64_t first, int64_t last) {
-  alignas(64) float kept[kSoftmaxScratch];
   const Out out(r, multiplier);
-  const F32 smallest = all(-__builtin_inff());
-  const bool keeps = r.cols <= kSoftmaxScratch;
-  for (int64_t row = first; row < last; ++row) {
-    const float* x = reinterpret_cast<const float*>(r.x + row * r.x_stride);
-    const int64_t whole = r.cols / kLanes * kLanes, rest = r.cols - whole;
-    F32 most = smallest;
-    for (int64_t c = 0; c < whole; c += kLanes) most = max(most, load(x + c));
-    if (rest) most = max(most, first_lanes(load(x + whole, rest), smallest, rest));
-    most = all(largest(most));
-
-    F32 sums = all(0.0f);  // of partial sums, so that few roundings follow one another
-    for (int64_t begin = 0; begin < whole; begin += 32 * kLanes) {
-      const int64_t end = begin + 32 * kLanes < whole ? begin + 32 * kLanes : whole;
-      F32 part = all(0.0f);
-      for (int64_t c = begin; c < end; c += kLanes) {
-        const F32 y = exp_of_negative(sub(load(x + c), most));
-        if (keeps) store(kept + c, y);
-        part = add(part, y);
-      }
-      sums = add(sums, part);
-    }
-    if (rest) {
-      const F32 y = exp_of_negative(sub(load(x + whole, rest), most));
-      if (keeps) store(kept + whole, y, rest);
-      sums = add(sums, first_lanes(y, all(0.0f), rest));
-    }
-    const F32 factor = all(1.0f / total(sums));
-
-    for (int64_t c = 0; c < r.cols; c += 4 * kLanes) {
-      const int64_t n = r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes;
-      F32 y[4];
-      load_floats(keeps ? kept + c : x + c, n, y);
-      JAXQ_UNROLL
-      for (int v = 0; v < 4; ++v) y[v] = mul(keeps ? y[v] : exp_of_negative(sub(y[v], most)), factor);
-      out.write(r.out + row * r.out_stride, c, y, n);
+  if (round_up(r.cols, kLanes) * kSoftmaxRows <= kSoftmaxKept) {
+    for (; first + kSoftmaxRows <= last; first += kSoftmaxRows) softmax_rows<kSoftmaxRows, true>(r, out, first);
+  }
+  for (; first < last; ++first) {
+    if (r.cols <= kSoftmaxKept) {
+      softmax_rows<1, true>(r, out, first);
+    } else {
+      softmax_rows<1, false>(r, out, first);
     }
   }
 }
