@@ -472,6 +472,39 @@ def test_scores_and_their_softmax(mask, ends):
     np.testing.assert_array_equal(together, apart)
 
 
+@pytest.mark.parametrize("columns", [7, 200])
+def test_a_norm_that_others_read_too(every_node_is_a_region, columns):
+    """Its floats and their quantized values are made in one pass, as the norm and the quantize after it make them."""
+    rng = np.random.default_rng(columns)
+    x = rng.normal(0, 3, (3, 5, columns)).astype(np.float32)
+    norm = Node("layer_norm", (source(x),), {"epsilon": 1e-6, "center": True}, Aval(x.shape, x.dtype), "norm", ("x",))
+
+    def quantized(multiplier, name):
+        aval, qtype = Aval(x.shape, np.dtype(np.int8)), QType("int8", 1.0)
+        return Node("quantize", (norm, multiplier), {}, aval, name, ("x", "multiplier"), qtype)
+
+    by_one, by_other = (quantized(constant(np.float32(factor)), f"by {factor}") for factor in (40, 30))
+    by_channel = quantized(constant(np.full(columns, 40, np.float32), "multipliers"), "by channel")
+
+    def run(*outputs):
+        gathered = gather(graph := Graph(norm.inputs, outputs))
+        (region,) = (n for n in gathered.nodes if n.op == "region")
+        params = jax.tree.map(jnp.asarray, graph.params)
+        found = jax.jit(lambda params, x: evaluate(gathered, params, [x], choose))(params, x)
+        return operations(region.attrs["body"]), found
+
+    kinds, (floats, together) = run(norm, by_one)
+    assert kinds == ["layer_norm"]
+    kinds, (alone, apart) = run(norm, by_channel)
+    assert kinds == ["layer_norm", "quantize"]
+    np.testing.assert_array_equal(floats, alone)
+    np.testing.assert_array_equal(together, apart)
+    kinds, (first, second) = run(by_other, by_one)
+    assert kinds == ["layer_norm", "quantize"]
+    np.testing.assert_array_equal(second, apart)
+    assert np.max(first) < np.max(second)
+
+
 def operations(body):
     """The kinds of operations that a region's program consists of."""
     return [values._KINDS[operation[0]] for operation in program._Encoder(body).operations]

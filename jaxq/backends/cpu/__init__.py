@@ -1,7 +1,8 @@
 """The backend for CPUs with int8 dot instructions: C++ kernels in an optional shared library, called through `jax.ffi`.
 
 regions.py, takes.py   which nodes become one call
-program.py, views.py   what the call does, and where its values lie
+program.py, fused.py   what the call does, and which nodes one operation does
+values.py, views.py    where its values lie
 packing.py             weights in the kernels' form
 functions.py           functions of floats that there are kernels for
 call.py                the call as a JAX function

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxq.backends.cpu.blocks import batch_of, block_size
 from jaxq.backends.cpu.functions import form_of
+from jaxq.backends.cpu.fused import is_made_before, is_part_of_next, quantize_of
 from jaxq.backends.cpu.library import cpus
 from jaxq.backends.cpu.packing import AnyForm, Form, GroupForm
 from jaxq.backends.cpu.takes import MOVES
@@ -76,7 +77,7 @@ class _Encoder(Values):
                 continue
             if node.op in MOVES:
                 self.views[node] = self.moved(node)
-            elif not self._is_part_of_next(node):
+            elif not is_part_of_next(self.body, node) and not is_made_before(self.body, node):
                 self._compute(node)
         for node, result in zip(self.body.outputs, self.results, strict=True):
             if self.views[node].storage is not result.storage:
@@ -111,8 +112,6 @@ class _Encoder(Values):
             self._pad(node)
         elif node.op == "row_scale":
             self._rows_and_scales(node)
-        elif node.op == "quantize_rows":
-            pass  # made with its scales
         else:
             self._by_rows(node)
 
@@ -323,25 +322,12 @@ class _Encoder(Values):
         stride = view.byte_stride(-2)
         return view, [*self._residual_at(view, node), stride, how.repeat, how.period, how.step, self._factor(node)]
 
-    def _is_part_of_next(self, node: Node) -> bool:
-        """Whether what alone reads the node computes it too: a quantize a softmax or layer norm, a softmax a product,
-        quantize_rows and row_scale a function."""
-        users = self.body.users[node]
-        if node in self.body.outputs:
-            return False
-        if node.op == "elementwise":
-            return sorted(user.op for user in users) == ["quantize_rows", "row_scale"]
-        if node.op == "matmul":
-            return [user.op for user in users] == ["softmax"]
-        fused = node.op in ("softmax", "layer_norm") and len(users) == 1
-        return fused and users[0].op == "quantize" and users[0].operand("multiplier").op == "const"
-
     def _by_rows(self, node: Node) -> None:
         """quantize, dequantize, table, softmax, layer_norm and functions of floats."""
         quantizer, result = None, node
-        if node.op == "quantize" and self._is_part_of_next(node.operand("x")):
+        if node.op == "quantize" and is_part_of_next(self.body, node.operand("x")):
             quantizer, node = node, node.operand("x")
-        if node.op == "softmax" and self._is_part_of_next(node.operand("x")):
+        if node.op == "softmax" and is_part_of_next(self.body, node.operand("x")):
             return self._matmul(node.operand("x"), result, self._row_operands(node, quantizer))
         x, rows, stride = self.rows(self.views[node.operand("x")])
         operands = self._row_operands(node, quantizer)
@@ -362,14 +348,15 @@ class _Encoder(Values):
     def _rows_and_scales(self, node: Node) -> None:
         """row_scale and the quantize_rows that reads it, as one operation, and the function of the rows before them."""
         source = node.operand("x")
-        form = form_of(source) if self._is_part_of_next(source) else None
+        form = form_of(source) if is_part_of_next(self.body, source) else None
         x, rows, stride = self.rows(self.views[source if form is None else source.operand("x")])
         quantized = next((user for user in self.body.users[node] if user.op == "quantize_rows"), None)
-        target = self.allocate(x.shape, np.dtype(np.int8)) if quantized is None else self.target(quantized)
-        out = target.rows()
-        assert out is not None, node
         factor = self._floats(node.operand("factor")) if node.get("factor") is not None else _NONE
-        fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride, target, _DTYPE["int8"], out[1]]
+        fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride]
+        if quantized is None:
+            fields += [self.allocate(x.shape, np.dtype(np.int8)), _DTYPE["int8"], x.shape[-1]]
+        else:
+            fields += self._target_rows(quantized)
         function = [0] if form is None else [1, *form.fields()]
         self.emit("quantize_rows", *fields, self.target(node), *factor, *function)
 
@@ -383,6 +370,8 @@ class _Encoder(Values):
         if node.op in ("quantize", "dequantize"):
             factor = node.operand("multiplier" if node.op == "quantize" else "scale")
             return [int(factor.aval.shape != ()), *self._floats(factor)]
+        made_with = quantize_of(self.body, node)
+        quantizer = quantizer or made_with
         self.constants.append(1.0)
         one = (0, 4 * (len(self.constants) - 1))
         fields: list[Field] = [*(one if quantizer is None else self._floats(quantizer.operand("multiplier")))]
@@ -390,7 +379,15 @@ class _Encoder(Values):
             for role in ("scale", "bias"):
                 fields += self._floats(node.operand(role)) if node.get(role) is not None else _NONE
             fields += [_bits(node.attrs["epsilon"]), int(node.attrs["center"])]
+            fields += [*_NONE, 0, 0] if made_with is None else self._target_rows(made_with)
         return fields
+
+    def _target_rows(self, node: Node) -> list[Field]:
+        """Where the node's value is to be written to, its dtype, and the stride of its rows."""
+        target = self.target(node)
+        rows = target.rows()
+        assert rows is not None, node
+        return [target, _DTYPE[target.dtype.name], rows[1]]
 
 
 def _bits(value: Any) -> int:

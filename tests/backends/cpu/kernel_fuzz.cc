@@ -424,8 +424,8 @@ bool fuzz_layer_norm(Input& in) {
   const Memory scale = Memory::floats(lines.r.cols, in), bias = Memory::floats(lines.r.cols, in);
   const bool scales = in.flag(), biases = in.flag(), center = in.flag();
   const bool right = agree(lines.size(), {lines.r.out_dtype, false}, in, [&](const Kernels& kernels, uint8_t* out) {
-    kernels.layer_norm(lines.to(out), scales ? scale.floats() : nullptr, biases ? bias.floats() : nullptr, 1e-3f, center,
-                       10.0f, lines.first, lines.last);
+    const float *a = scales ? scale.floats() : nullptr, *b = biases ? bias.floats() : nullptr;
+    kernels.layer_norm(lines.to(out), {a, b, 1e-3f, center, 10.0f, nullptr, DType::s8, 0}, lines.first, lines.last);
   });
   return right || !lines.tame() || scales || biases || lines.r.out_dtype == DType::f32;  // differences of large values
 }

@@ -753,7 +753,7 @@ void test_softmax() {
 }
 
 void test_layer_norm() {
-  const int64_t rows = between(1, 6), cols = some_columns();
+  const int64_t rows = between(1, 9), cols = some_columns();
   Two t(DType::f32, one_of({DType::f32, DType::s8, DType::u8}), rows, cols);
   const float multiplier = one_of({20.0f, 60.0f}), epsilon = one_of({1e-6f, 1e-5f});
   const bool center = chance(0.7);
@@ -767,10 +767,22 @@ void test_layer_norm() {
     const float shift = chance(0.5) ? 0.0f : uniform(-10.0f, 10.0f);
     for (int64_t c = 0; c < cols; ++c) t.row(r)[c] += shift;
   }
-  in_parts(rows, [&](int64_t first, int64_t last) {
-    kernels->layer_norm(t.r, scales, biases, epsilon, center, multiplier, first, last);
-  });
-  bool right = true;
+  const int64_t stride = cols + between(0, 1) * between(0, 5);
+  Buffer<uint8_t> bytes((rows - 1) * stride + cols), apart(bytes.size);
+  Norm norm = {scales, biases, epsilon, center, multiplier, chance(0.7) ? bytes.memory : nullptr, some_bytes(), stride};
+  in_parts(rows, [&](int64_t first, int64_t last) { kernels->layer_norm(t.r, norm, first, last); });
+  const Bytes together(t.out.memory, t.out.memory + t.out.size);
+  const bool has_bytes = norm.bytes;
+  norm.bytes = nullptr;
+  for (int64_t r = 0; r < rows; ++r) kernels->layer_norm(t.r, norm, r, r + 1);
+  bool right = t.is_like(together);
+  if (has_bytes) {
+    const Rows to_bytes = {t.r.x, DType::f32, t.r.x_stride, apart.memory, norm.bytes_dtype, stride, cols};
+    kernels->layer_norm(to_bytes, norm, 0, rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      right &= !std::memcmp(bytes.memory + r * stride, apart.memory + r * stride, static_cast<size_t>(cols));
+    }
+  }
   for (int64_t r = 0; r < rows; ++r) {
     double mean = 0, variance = 0, largest = 0;
     for (int64_t c = 0; c < cols; ++c) {
@@ -1078,7 +1090,7 @@ void bench() {
     time(name, 1536 * 128, "G/s", [&] { kernels->softmax(rows, 127.0f, 0, 1536); });
     const Rows wide = {x.bytes(), DType::f32, 1536, out.bytes(), dtype, 384 * size_of(dtype), 384};
     std::snprintf(name, sizeof name, "layer_norm 128 x 384 to %s", to);
-    time(name, 128 * 384, "G/s", [&] { kernels->layer_norm(wide, scale.memory, bias.memory, 1e-6f, true, 30.0f, 0, 128); });
+    time(name, 128 * 384, "G/s", [&] { kernels->layer_norm(wide, {scale.memory, bias.memory, 1e-6f, true, 30.0f, nullptr, DType::s8, 0}, 0, 128); });
   }
 }
 

@@ -156,6 +156,19 @@ struct Rows {
   int64_t cols;
 };
 
+// Layer norm, or RMS norm, which does not subtract the mean, of rows to `out`, as floats or quantized by the multiplier;
+// and once more, quantized, to `bytes`, unless that is null.
+struct Norm {
+  const float* scale;  // of each channel, or null
+  const float* bias;
+  float epsilon;
+  bool center;  // subtract the mean
+  float multiplier;
+  uint8_t* bytes;
+  DType bytes_dtype;
+  int64_t bytes_stride;
+};
+
 // factor * f(input_factor * x): f(x) is x times the normal distribution at x, or x * sigmoid(linear * x + cubic * x^3).
 struct Function {
   enum Kind : int64_t { normal = 0, sigmoid = 1 } kind;
@@ -219,9 +232,7 @@ struct Kernels {
                         int64_t last);
   // float32 rows to float32; or, where the output is of bytes, quantized by the multiplier.
   void (*softmax)(const Rows&, float multiplier, int64_t first, int64_t last);
-  // scale and bias may be null; center: subtract the mean (layer norm), or not (RMS norm).
-  void (*layer_norm)(const Rows&, const float* scale, const float* bias, float epsilon, bool center, float multiplier,
-                     int64_t first, int64_t last);
+  void (*layer_norm)(const Rows&, const Norm&, int64_t first, int64_t last);  // likewise
 };
 
 

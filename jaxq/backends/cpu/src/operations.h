@@ -429,14 +429,18 @@ class Operations {
     const int64_t rows = read_.size();
     const Rows p = rows_of(rows);
     demand(p.x_dtype == DType::f32);
-    const float multiplier = *read_.floats(1);
-    const float* scale = optional_floats(p.cols);
-    const float* bias = optional_floats(p.cols);
-    const float epsilon = read_.real();
-    const bool center = read_.number(0, 1);
-    ranges(rows, p.cols * 4, [&](int64_t first, int64_t last) {
-      kernels_.layer_norm(p, scale, bias, epsilon, center, multiplier, first, last);
-    });
+    Norm norm = {};
+    norm.multiplier = *read_.floats(1);
+    norm.scale = optional_floats(p.cols);
+    norm.bias = optional_floats(p.cols);
+    norm.epsilon = read_.real();
+    norm.center = read_.number(0, 1);
+    const Place bytes = read_.place(true);
+    norm.bytes = bytes.data;
+    norm.bytes_dtype = read_.bytes_dtype();
+    norm.bytes_stride = read_.size();
+    if (bytes) Reader::check(bytes, extent(rows, norm.bytes_stride, p.cols));
+    ranges(rows, p.cols * 4, [&](int64_t first, int64_t last) { kernels_.layer_norm(p, norm, first, last); });
   }
 
   const float* optional_floats(int64_t n) {

@@ -23,7 +23,7 @@ inline F32 exp_of_negative(F32 x) {
 // Floats of a row to the output, 4 vectors at a time.
 class Out {
  public:
-  Out(const Rows& r, float multiplier) : dtype_(r.out_dtype) {
+  Out(DType dtype, float multiplier) : dtype_(dtype) {
     JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) multiplier_[v] = all(multiplier);
   }
@@ -117,7 +117,7 @@ void softmax_rows(const Rows& r, const Out& out, int64_t row) {
 }
 
 inline void softmax(const Rows& r, float multiplier, int64_t first, int64_t last) {
-  const Out out(r, multiplier);
+  const Out out(r.out_dtype, multiplier);
   if (round_up(r.cols, kLanes) * kSoftmaxRows <= kSoftmaxKept) {
     for (; first + kSoftmaxRows <= last; first += kSoftmaxRows) softmax_rows<kSoftmaxRows, true>(r, out, first);
   }
