@@ -13,6 +13,7 @@ class Finisher {
     if (is_float()) {
       const bool by_value = e.residual && (!e.residual_step || e.residual_dtype != DType::f32);
       floats_in_registers_ = floats_.bounded && !floats_.clipped && !e.row_scale && !by_value;
+      if (e.residual && floats_in_registers_ && e.residual_period == 1) share_residual();
       return;
     }
     residual_ = residual_kind(e);
@@ -36,8 +37,9 @@ class Finisher {
   JAXQ_INLINE void finish(const Vectors<kRows * kVectors>& sums, int64_t row) const {
     if constexpr (often) {
       if (floats_in_registers_ && n_ == kVectors * kLanes) {
-        if (e_.residual) return finish_floats_in_registers<true, kRows, kVectors>(sums, row);
-        return finish_floats_in_registers<false, kRows, kVectors>(sums, row);
+        if (!e_.residual) return finish_floats_in_registers<Addend::none, kRows, kVectors>(sums, row);
+        if (e_.residual_period == 1) return finish_floats_in_registers<Addend::shared, kRows, kVectors>(sums, row);
+        return finish_floats_in_registers<Addend::own, kRows, kVectors>(sums, row);
       }
       if (residual_ == Residual::none) return finish_in_registers<Residual::none, kRows, kVectors>(sums, row);
       if (residual_ == Residual::bytes) return finish_in_registers<Residual::bytes, kRows, kVectors>(sums, row);
@@ -54,22 +56,32 @@ class Finisher {
  private:
   bool is_float() const { return e_.out_dtype == DType::f32; }
 
-  template <bool kHasResidual, int kRows, int kVectors>
+  // What a row's residual adds to it: nothing, the same as to all rows, or floats of its own.
+  enum class Addend { none, shared, own };
+
+  F32 addend(const float* residual) const { return finite(mul(load(residual), all(e_.residual_multiplier))); }
+
+  void share_residual() {
+    const float* residual = reinterpret_cast<const float*>(e_.residual) + channel_;
+    for (int64_t c = 0; c + kLanes <= n_; c += kLanes) store(shared_ + c, addend(residual + c));
+  }
+
+  template <Addend kind, int kRows, int kVectors>
   JAXQ_INLINE void finish_floats_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
     float* out[kRows];
     const float* p[kRows];
     each<kRows>([&](auto r) JAXQ_INLINE {
       constexpr int i = r.value;
       out[i] = reinterpret_cast<float*>(e_.out + (row + i) * e_.out_stride) + channel_;
-      if constexpr (kHasResidual) p[i] = reinterpret_cast<const float*>(residual_row(e_, row + i)) + channel_;
+      if constexpr (kind == Addend::own) p[i] = reinterpret_cast<const float*>(residual_row(e_, row + i)) + channel_;
     });
-    const F32 factor = all(e_.residual_multiplier);
     each<kVectors>([&](auto v) JAXQ_INLINE {
       constexpr int c = v.value * kLanes;
       const F32 multiplier = load(e_.multiplier + channel_ + c), bias = load(e_.bias + channel_ + c);
       each<kRows>([&](auto r) JAXQ_INLINE {
         F32 y = add(mul(to_float(at<r.value * kVectors + v.value>(sums)), multiplier), bias);
-        if constexpr (kHasResidual) y = add(y, finite(mul(load(p[r.value] + c), factor)));
+        if constexpr (kind == Addend::shared) y = add(y, load(shared_ + c));
+        if constexpr (kind == Addend::own) y = add(y, addend(p[r.value] + c));
         store(out[r.value] + c, y);
       });
     });
@@ -109,6 +121,7 @@ class Finisher {
   int64_t channel_, n_;
   Floats floats_;
   bool floats_in_registers_ = false;
+  alignas(64) float shared_[kGroups * kWidth];
   Residual residual_ = Residual::other;  // of bytes; other: not in registers
   int groups_ = 0;
   Channels channels_[kGroups];

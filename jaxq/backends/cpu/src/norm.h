@@ -33,7 +33,7 @@ inline void sums_about(const float* const* x, int64_t n, const F32* mean, float*
 // kRows rows from `row` on.
 template <int kRows>
 void norm_rows(const Rows& r, const Norm& norm, int64_t row) {
-  const Out out(r.out_dtype, norm.multiplier), bytes(norm.bytes_dtype, norm.multiplier);
+  const Out<> out(r.out_dtype, norm.multiplier), bytes(norm.bytes_dtype, norm.multiplier);
   const float size = static_cast<float>(r.cols);
   const float* x[kRows];
   F32 mean[kRows], factor[kRows];

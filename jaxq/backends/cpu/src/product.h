@@ -38,7 +38,7 @@ struct Product {
 
  private:
   // Scores that softmax reads at once: few enough for the cache, and rows enough to share what is loaded of y.
-  static constexpr int64_t kScoreBytes = 16 << 10, kLeastRows = 12, kMostRows = 48;
+  static constexpr int64_t kScoreBytes = 16 << 10, kLeastRows = 24, kMostRows = 48;
 
   // The offset of a matrix among those of the batch.
   int64_t offset(const int64_t* strides, int64_t matrix) const {

@@ -58,21 +58,25 @@ inline Rows joined(const Rows& r, int64_t step, int64_t* first, int64_t* last) {
   return rows;
 }
 
-// 4 vectors of floats, each times a multiplier, to bytes.
-template <bool kSigned>
+// 4 vectors of floats, each times a multiplier, to bytes. kTame: no product is negative, or beyond kLargest.
+template <bool kSigned, bool kTame = false>
 inline I32 quantized(const F32* x, const F32* multiplier) {
   I32 q[4];
   JAXQ_UNROLL
-  for (int v = 0; v < 4; ++v) q[v] = round(min(zero_where_nan(mul(x[v], multiplier[v])), all(kLargest)));
+  for (int v = 0; v < 4; ++v) {
+    const F32 y = mul(x[v], multiplier[v]);
+    q[v] = round(kTame ? max(y, all(0.0f)) : min(zero_where_nan(y), all(kLargest)));  // NaN to 0 by either
+  }
+  if constexpr (kSigned && kTame) return in_order(quads_to_s8(q[0], q[1], q[2], q[3]));
   if constexpr (kSigned) return max_s8(in_order(quads_to_s8(q[0], q[1], q[2], q[3])), splat(0x81));  // -127
   return in_order(quads_to_u8(q[0], q[1], q[2], q[3]));
 }
 
 // n <= 4 * kLanes values to bytes.
-template <bool kSigned>
+template <bool kSigned, bool kTame = false>
 inline void store_quantized(uint8_t* to, const F32* x, const F32* multiplier, int64_t n) {
-  if (n == 4 * kLanes) return put_bytes(to, quantized<kSigned>(x, multiplier));
-  put_bytes(to, quantized<kSigned>(x, multiplier), n);
+  if (n == 4 * kLanes) return put_bytes(to, quantized<kSigned, kTame>(x, multiplier));
+  put_bytes(to, quantized<kSigned, kTame>(x, multiplier), n);
 }
 
 // n values, those beyond it 0.

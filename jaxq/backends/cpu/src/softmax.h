@@ -20,15 +20,17 @@ inline F32 exp_of_negative(F32 x) {
   return times_power_of_two(p, n);
 }
 
-// Floats of a row to the output, 4 vectors at a time.
+// Floats of a row to the output, 4 vectors at a time. kTame: none is negative or above 1.
+template <bool kTame = false>
 class Out {
  public:
-  Out(DType dtype, float multiplier) : dtype_(dtype) {
+  Out(DType dtype, float multiplier) : dtype_(dtype), tame_(kTame && multiplier >= 0 && multiplier <= kLargest / 2) {
     JAXQ_UNROLL
     for (int v = 0; v < 4; ++v) multiplier_[v] = all(multiplier);
   }
   // n <= 4 * kLanes values from column c on.
   void write(uint8_t* row, int64_t c, const F32* y, int64_t n) const {
+    if (kTame && tame_ && dtype_ == DType::u8) return store_quantized<false, kTame>(row + c, y, multiplier_, n);
     if (dtype_ == DType::s8) return store_quantized<true>(row + c, y, multiplier_, n);
     if (dtype_ == DType::u8) return store_quantized<false>(row + c, y, multiplier_, n);
     float* to = reinterpret_cast<float*>(row) + c;
@@ -45,16 +47,17 @@ class Out {
 
  private:
   DType dtype_;
+  bool tame_;
   F32 multiplier_[4];
 };
 
 // Rows at a time, since what follows one another in a row waits for one another; floats of them that are kept.
-constexpr int kSoftmaxRows = 4;
+constexpr int kSoftmaxRows = kLanes == 16 ? 8 : 4;
 constexpr int64_t kSoftmaxKept = 4096;
 
 // kRows rows from `row` on. Their exponentials are kept between the two times that they are needed, or computed twice.
 template <int kRows, bool kKeeps>
-void softmax_rows(const Rows& r, const Out& out, int64_t row) {
+void softmax_rows(const Rows& r, const Out<true>& out, int64_t row) {
   alignas(64) float kept[kKeeps ? kSoftmaxKept : 1];
   const F32 smallest = all(-__builtin_inff());
   const int64_t whole = r.cols / kLanes * kLanes, rest = r.cols - whole, pitch = round_up(r.cols, kLanes);
@@ -70,11 +73,12 @@ void softmax_rows(const Rows& r, const Out& out, int64_t row) {
     JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) most[i] = max(most[i], load(x[i] + c));
   }
-  JAXQ_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    if (rest) most[i] = max(most[i], first_lanes(load(x[i] + whole, rest), smallest, rest));
-    most[i] = all(largest(most[i]));
+  if (rest) {
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) most[i] = max(most[i], first_lanes(load(x[i] + whole, rest), smallest, rest));
   }
+  JAXQ_UNROLL
+  for (int i = 0; i < kRows; ++i) most[i] = all(largest(most[i]));
 
   for (int64_t begin = 0; begin < whole; begin += 32 * kLanes) {
     const int64_t end = begin + 32 * kLanes < whole ? begin + 32 * kLanes : whole;
@@ -92,19 +96,19 @@ void softmax_rows(const Rows& r, const Out& out, int64_t row) {
     JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) sums[i] = add(sums[i], part[i]);
   }
-  F32 factor[kRows];
-  JAXQ_UNROLL
-  for (int i = 0; i < kRows; ++i) {
-    if (rest) {
+  if (rest) {
+    JAXQ_UNROLL
+    for (int i = 0; i < kRows; ++i) {
       const F32 y = exp_of_negative(sub(load(x[i] + whole, rest), most[i]));
       if constexpr (kKeeps) store(kept + i * pitch + whole, y, rest);
       sums[i] = add(sums[i], first_lanes(y, all(0.0f), rest));
     }
-    factor[i] = all(1.0f / total(sums[i]));
   }
+  F32 factor[kRows];
+  JAXQ_UNROLL
+  for (int i = 0; i < kRows; ++i) factor[i] = all(1.0f / total(sums[i]));
 
-  for (int64_t c = 0; c < r.cols; c += 4 * kLanes) {
-    const int64_t n = r.cols - c < 4 * kLanes ? r.cols - c : 4 * kLanes;
+  const auto write = [&](int64_t c, int64_t n) JAXQ_INLINE {
     JAXQ_UNROLL
     for (int i = 0; i < kRows; ++i) {
       F32 y[4];
@@ -113,11 +117,14 @@ void softmax_rows(const Rows& r, const Out& out, int64_t row) {
       for (int v = 0; v < 4; ++v) y[v] = mul(kKeeps ? y[v] : exp_of_negative(sub(y[v], most[i])), factor[i]);
       out.write(r.out + (row + i) * r.out_stride, c, y, n);
     }
-  }
+  };
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= r.cols; c += 4 * kLanes) write(c, 4 * kLanes);
+  if (c < r.cols) write(c, r.cols - c);
 }
 
 inline void softmax(const Rows& r, float multiplier, int64_t first, int64_t last) {
-  const Out out(r.out_dtype, multiplier);
+  const Out<true> out(r.out_dtype, multiplier);
   if (round_up(r.cols, kLanes) * kSoftmaxRows <= kSoftmaxKept) {
     for (; first + kSoftmaxRows <= last; first += kSoftmaxRows) softmax_rows<kSoftmaxRows, true>(r, out, first);
   }
