@@ -1,7 +1,9 @@
 """The backend for CPUs with int8 dot instructions: C++ kernels in an optional shared library, called through `jax.ffi`.
 
-regions.py, takes.py   which nodes become one call
+regions.py             which nodes become one call
+takes.py, edges.py     of what kernels take always, and beside others
 program.py, fused.py   what the call does, and which nodes one operation does
+row_sums.py            sums of rows of floats in it
 values.py, views.py    where its values lie
 packing.py             weights in the kernels' form
 functions.py           functions of floats that there are kernels for

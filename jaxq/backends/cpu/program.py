@@ -8,11 +8,9 @@ A value is (buffer, offset in bytes): the call's operands first, then its result
 transposes and most concatenations free: whoever reads or writes the value strides over it.
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -21,14 +19,14 @@ from jaxq.backends.cpu.functions import form_of
 from jaxq.backends.cpu.fused import is_made_before, is_part_of_next, quantize_of
 from jaxq.backends.cpu.library import cpus
 from jaxq.backends.cpu.packing import AnyForm, Form, GroupForm
+from jaxq.backends.cpu.row_sums import RowSums
 from jaxq.backends.cpu.takes import MOVES
-from jaxq.backends.cpu.values import Field, Values
+from jaxq.backends.cpu.values import NONE, Field, bits
 from jaxq.backends.cpu.views import Broadcast, View, dense_strides
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 8
+VERSION = 9
 _DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
-_NONE = (-1, 0)
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
 _WORTH_HELP = 1 << 21
 
@@ -67,7 +65,7 @@ def packed_weights(body: Graph) -> dict[int, AnyForm]:
     return forms
 
 
-class _Encoder(Values):
+class _Encoder(RowSums):
     def __init__(self, body: Graph) -> None:
         super().__init__(body)
         self.constants: list[float] = []
@@ -77,7 +75,9 @@ class _Encoder(Values):
                 continue
             if node.op in MOVES:
                 self.views[node] = self.moved(node)
-            elif not is_part_of_next(self.body, node) and not is_made_before(self.body, node):
+            elif not (
+                is_part_of_next(self.body, node) or is_made_before(self.body, node) or self.is_summed_later(node)
+            ):
                 self._compute(node)
         for node, result in zip(self.body.outputs, self.results, strict=True):
             if self.views[node].storage is not result.storage:
@@ -102,6 +102,8 @@ class _Encoder(Values):
         return 0, 4 * (len(self.constants) - 1)
 
     def _compute(self, node: Node) -> None:
+        if self.row_sum(node):
+            return
         if node.op in ACCUMULATING:
             getattr(self, f"_{node.op}")(node)
         elif node.op == "weight_only_dot":
@@ -120,8 +122,8 @@ class _Encoder(Values):
         fields: list[Field] = []
         for role in ("multiplier", "bias", "lo", "hi"):
             fields.append(self.views[node.operand(role)])
-        fields += [self._row_scale(node)] if node.get("row_scale") is not None else _NONE
-        fields += [self.views[node.operand("table")]] if node.get("table") is not None else _NONE
+        fields += [self._row_scale(node)] if node.get("row_scale") is not None else NONE
+        fields += [self.views[node.operand("table")]] if node.get("table") is not None else NONE
         fields += self._residual(node) if residual is None else residual
         target = self.target(result or node)
         rows = target.rows()
@@ -140,7 +142,7 @@ class _Encoder(Values):
     def _residual(self, node: Node) -> list[Field]:
         residual = node.get("residual")
         if residual is None:
-            return [*_NONE, 0, 0, 1, 1, 1, 0]
+            return [*NONE, 0, 0, 1, 1, 1, 0]
         view, *how = self._broadcast(residual, node)
         return [*self._residual_at(view, node), *how, self._factor(node)]
 
@@ -156,7 +158,7 @@ class _Encoder(Values):
 
     @staticmethod
     def _factor(node: Node) -> int:
-        return _bits(node.operand("residual_multiplier").value)
+        return bits(node.operand("residual_multiplier").value)
 
     def _conv(self, node: Node) -> None:
         x, attrs = self.views[node.operand("x")], node.attrs
@@ -184,10 +186,10 @@ class _Encoder(Values):
         self.work += prod(node.aval.shape) * depth
         fields: list[Field] = [rows, x, stride, depth, int(attrs["bits"] == 4), attrs["group_size"], channels]
         fields += [self.views[node.operand("weight")], self.views[node.operand("scale")]]
-        fields += _NONE if node.get("bias") is None else [self.views[node.operand("bias")]]
-        fields += [_bits(attrs["lo"]), _bits(attrs["hi"])]
+        fields += NONE if node.get("bias") is None else [self.views[node.operand("bias")]]
+        fields += [bits(attrs["lo"]), bits(attrs["hi"])]
         residual = node.get("residual")
-        fields += [*_NONE, 0, 1, 1, 1] if residual is None else self._broadcast(residual, node)
+        fields += [*NONE, 0, 1, 1, 1] if residual is None else self._broadcast(residual, node)
         target = self.target(node)
         out = target.rows()
         assert out is not None, node
@@ -272,7 +274,7 @@ class _Encoder(Values):
         self.emit("sum", rows, terms, channels, source, _DTYPE[x.dtype.name], stride, *epilogue)
 
     def _affine(self, node: Node) -> None:
-        self._elementwise(node, [*_NONE, 0, 0, 1, 1, 1])
+        self._elementwise(node, [*NONE, 0, 0, 1, 1, 1])
 
     def _product(self, node: Node) -> None:
         view, *how = self._broadcast(node.operand("y"), node)
@@ -284,7 +286,7 @@ class _Encoder(Values):
         epilogue = self._epilogue(node)
         self.emit("elementwise", rows, x.shape[-1], *source, *y, *epilogue)
 
-    def _matmul(self, node: Node, result: Node | None = None, softmax: Sequence[Field] = _NONE) -> None:
+    def _matmul(self, node: Node, result: Node | None = None, softmax: Sequence[Field] = NONE) -> None:
         """The product; with the multiplier of a softmax, `result`, which is that or its quantized value."""
         x, y = self.views[node.operand("x")], self.views[node.operand("y")]
         if x.shape[-1] != 1 and x.strides[-1] != 1:
@@ -351,7 +353,7 @@ class _Encoder(Values):
         form = form_of(source) if is_part_of_next(self.body, source) else None
         x, rows, stride = self.rows(self.views[source if form is None else source.operand("x")])
         quantized = next((user for user in self.body.users[node] if user.op == "quantize_rows"), None)
-        factor = self._floats(node.operand("factor")) if node.get("factor") is not None else _NONE
+        factor = self._floats(node.operand("factor")) if node.get("factor") is not None else NONE
         fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride]
         if quantized is None:
             fields += [self.allocate(x.shape, np.dtype(np.int8)), _DTYPE["int8"], x.shape[-1]]
@@ -377,9 +379,9 @@ class _Encoder(Values):
         fields: list[Field] = [*(one if quantizer is None else self._floats(quantizer.operand("multiplier")))]
         if node.op == "layer_norm":
             for role in ("scale", "bias"):
-                fields += self._floats(node.operand(role)) if node.get(role) is not None else _NONE
-            fields += [_bits(node.attrs["epsilon"]), int(node.attrs["center"])]
-            fields += [*_NONE, 0, 0] if made_with is None else self._target_rows(made_with)
+                fields += self._floats(node.operand(role)) if node.get(role) is not None else NONE
+            fields += [bits(node.attrs["epsilon"]), int(node.attrs["center"])]
+            fields += [*NONE, 0, 0] if made_with is None else self._target_rows(made_with)
         return fields
 
     def _target_rows(self, node: Node) -> list[Field]:
@@ -388,8 +390,3 @@ class _Encoder(Values):
         rows = target.rows()
         assert rows is not None, node
         return [target, _DTYPE[target.dtype.name], rows[1]]
-
-
-def _bits(value: Any) -> int:
-    """Those of a float32."""
-    return int(struct.unpack("<I", struct.pack("<f", float(value)))[0])

@@ -7,7 +7,8 @@ one level are a region: no path leaves it and comes back, since it would come ba
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jaxq.backends.cpu.takes import moves_floats, why_not
+from jaxq.backends.cpu.edges import edges
+from jaxq.backends.cpu.takes import why_not
 from jaxq.graph.node import ANCHORS, Graph, Node
 
 
@@ -22,7 +23,7 @@ def gather(graph: Graph) -> Graph:
     """The int8 graph with every region as one "region" node: attrs["body"] is its graph, whose inputs stand for the
     node's, and attrs["unbound"] the same for any batch. Bodies of scan, while and cond stay as they are."""
     taken = {node for node in graph.nodes if node.op != "input" and not node.is_constant and why_not(node) is None}
-    taken |= _moves_between(graph, taken)
+    taken |= edges(graph, taken)
     members: dict[int, list[Node]] = {}
     for node, level in _levels(graph, taken).items():
         if node in taken:
@@ -42,18 +43,6 @@ def gather(graph: Graph) -> Graph:
 def is_worth_a_call(nodes: Sequence[Node]) -> bool:
     """XLA does what is not a product as fast, and fuses it with the floats around it."""
     return any(node.op in ANCHORS or node.op == "weight_only_dot" for node in nodes)
-
-
-def _moves_between(graph: Graph, taken: set[Node]) -> set[Node]:
-    """The moves of floats that kernels make and that nothing but kernels reads: without them a region would end."""
-    found: set[Node] = set()
-    for node in graph.nodes:
-        if node.inputs and moves_floats(node) and all(source in taken or source in found for source in node.inputs):
-            found.add(node)
-    for node in reversed(graph.nodes):
-        if node in found and (node in graph.outputs or not all(u in taken or u in found for u in graph.users[node])):
-            found.remove(node)
-    return found
 
 
 def _levels(graph: Graph, taken: set[Node]) -> dict[Node, int]:

@@ -98,10 +98,10 @@ def _epilogue(node: Node) -> str | None:
     if residual.aval.dtype.name not in _DTYPES:
         return "its residual is neither int8, uint8 nor float32"
     axes = len(node.aval.shape) - 2 if node.op == "matmul" else 0
-    return _broadcasts(residual.aval.shape, node.aval.shape, axes)
+    return broadcasts(residual.aval.shape, node.aval.shape, axes)
 
 
-def _broadcasts(operand: tuple[Any, ...], result: tuple[Any, ...], batch_axes: int = 0) -> str | None:
+def broadcasts(operand: tuple[Any, ...], result: tuple[Any, ...], batch_axes: int = 0) -> str | None:
     """Any axes of a batch are strided over; the others have to broadcast as rows do."""
     shape = (1,) * (len(result) - len(operand)) + tuple(operand)
     fits = Broadcast.of(_sized(shape[batch_axes:]), _sized(result[batch_axes:]))
@@ -126,7 +126,7 @@ def _accumulating(node: Node) -> str | None:
     if node.op == "product":
         if x.aval.shape != node.aval.shape:
             return "its first operand is broadcast"
-        return _broadcasts(node.operand("y").aval.shape, node.aval.shape)
+        return broadcasts(node.operand("y").aval.shape, node.aval.shape)
     if node.op == "window_sum":
         return _window(node, node.attrs["window"])
     if node.op == "sum":
@@ -148,7 +148,7 @@ def _weight_only_dot(node: Node) -> str | None:
     if node.operand("x").aval.shape[-1] == 0:
         return "it is empty"
     residual = node.get("residual")
-    return None if residual is None else _broadcasts(residual.aval.shape, node.aval.shape)
+    return None if residual is None else broadcasts(residual.aval.shape, node.aval.shape)
 
 
 def _conv(node: Node) -> str | None:

@@ -4,9 +4,11 @@ Whatever only moves values is a view of its operand, or its operand is written s
 concatenation, rows of a transposed product. A copy is made where neither is possible.
 """
 
+import struct
 from collections.abc import Sequence
 from itertools import count
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +18,14 @@ from jaxq.graph.node import Graph, Node
 _KINDS = (
     *("convolution", "depthwise", "matrix_product", "elementwise", "max_pool", "sum_pool", "sum", "table"),
     *("quantize", "dequantize", "softmax", "layer_norm", "copy", "quantize_rows", "weight_only_dot", "function"),
-    "fill",
+    *("fill", "add_rows", "sum_rows"),
 )
 _KIND = {name: i for i, name in enumerate(_KINDS)}
 
 # Of an operation: a number, or a value whose place is known when the arena is laid out.
 Field = int | View
+# The place of a value that an operation lacks.
+NONE = (-1, 0)
 
 
 class Values:
@@ -168,3 +172,8 @@ class Values:
             raise ValueError(f"a copy over {len(axes)} axes")
         axes = [(1, 0, 0)] * (5 - len(axes)) + axes
         self.emit("copy", *(axis[i] for i in range(3) for axis in axes), itemsize, source, target)
+
+
+def bits(value: Any) -> int:
+    """Those of a float32."""
+    return int(struct.unpack("<I", struct.pack("<f", float(value)))[0])

@@ -26,7 +26,7 @@ X86 = {
     "amx": f"{AVX512} -mamx-tile -mamx-int8",
 }
 ARM = {"generic": "", "neon": "-march=armv8.2-a+dotprod"}
-PROGRAMS = ("kernel_test.cc", "product_test.cc")
+PROGRAMS = ("kernel_test.cc", "product_test.cc", "row_sums_test.cc")
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"
 
 
@@ -92,6 +92,10 @@ def test_kernels_are_what_they_are_defined_as(plain: Path) -> None:
 def test_products_are_what_they_are_defined_as(plain: Path) -> None:
     passed = run([plain / "product_test"], ROUNDS=400)
     assert "generic" in passed and all(count >= 400 for count in passed.values())
+
+
+def test_sums_of_rows_are_what_they_are_defined_as(plain: Path) -> None:
+    assert "generic" in run([plain / "row_sums_test"], ROUNDS=200)
 
 
 def test_no_inline_code_is_shared(plain: Path) -> None:

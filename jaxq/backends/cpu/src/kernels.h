@@ -176,6 +176,40 @@ struct Function {
   float factor, input_factor;
 };
 
+// Rows of floats that others are added to. That of output row r is (r / repeat) % period; where there is an index, int32
+// numbers `index_stride` apart, the row of `rows` whose number stands there. One that is none is all NaN, or the nearest
+// if `clamps`. `step` 0: one value for all columns.
+struct RowTerm {
+  const uint8_t* x;
+  int64_t x_stride;
+  int64_t repeat, period, step;
+  const uint8_t* index;  // or null
+  int64_t index_stride, rows;
+  bool clamps;
+};
+
+// The terms, added in this order, and clipped; NaN stays.
+struct RowSum {
+  static constexpr int64_t kMost = 8;
+  RowTerm term[kMost];
+  int64_t terms;
+  float lo, hi;
+  uint8_t* out;
+  int64_t out_stride, cols;
+};
+
+// Sums over `rows` consecutive rows of x, each times that of the weight if there is one; then times the scale,
+// and clipped.
+struct WeightedSum {
+  const uint8_t* x;
+  int64_t x_stride, rows;
+  RowTerm weight;      // x null: none
+  const float* scale;  // of each column, or null
+  float lo, hi;
+  uint8_t* out;
+  int64_t out_stride, cols;
+};
+
 // The rows of a convolution's input patches (from channel `first_channel` on, of `channels` in the group), `lda` apart: for
 // each line of the kernel kernel_w * channels bytes, rounded up to 4. `flip` is xor-ed to every byte, of the padding too.
 struct Patches {
@@ -233,7 +267,8 @@ struct Kernels {
   // float32 rows to float32; or, where the output is of bytes, quantized by the multiplier.
   void (*softmax)(const Rows&, float multiplier, int64_t first, int64_t last);
   void (*layer_norm)(const Rows&, const Norm&, int64_t first, int64_t last);  // likewise
+  void (*add_rows)(const RowSum&, int64_t first, int64_t last);
+  void (*sum_rows)(const WeightedSum&, int64_t first, int64_t last);  // output rows
 };
-
 
 }  // namespace jaxq

@@ -12,6 +12,7 @@
 #include "kernels.h"
 #include "product.h"
 #include "program.h"
+#include "row_sum_fields.h"
 #include "split.h"
 #include "team.h"
 
@@ -49,6 +50,8 @@ class Operations {
         case 14: weight_only_dot(); break;
         case 15: function(); break;
         case 16: fill(); break;
+        case 17: add_rows(); break;
+        case 18: sum_rows(); break;
         default: throw Invalid("the program holds an operation that this library does not know");
       }
     }
@@ -441,6 +444,23 @@ class Operations {
     norm.bytes_stride = read_.size();
     if (bytes) Reader::check(bytes, extent(rows, norm.bytes_stride, p.cols));
     ranges(rows, p.cols * 4, [&](int64_t first, int64_t last) { kernels_.layer_norm(p, norm, first, last); });
+  }
+
+  void add_rows() {
+    const int64_t rows = read_.size();
+    const RowSum s = row_sum(read_, rows);
+    ranges(rows, s.cols * s.terms, [&](int64_t first, int64_t last) { kernels_.add_rows(s, first, last); });
+  }
+
+  void sum_rows() {
+    const int64_t rows = read_.size();
+    const WeightedSum s = weighted_sum(read_, rows);
+    const Split split({rows, rows, 1}, {s.cols, s.cols, 64}, 1, threads_for(rows * s.rows * s.cols));
+    team_.parallel(split.rows * split.channels, [&](int64_t task) {
+      const Range some = part(rows, task / split.channels, split.rows);
+      const Range of = part(s.cols, task % split.channels, split.channels, 64);
+      if (of.first < of.last) kernels_.sum_rows(some_columns(s, of), some.first, some.last);
+    });
   }
 
   const float* optional_floats(int64_t n) {

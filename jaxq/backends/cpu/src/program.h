@@ -20,7 +20,7 @@ struct Buffer {
   int64_t size;  // bytes
 };
 
-constexpr int64_t kProgramVersion = 8;
+constexpr int64_t kProgramVersion = 9;
 
 class Reader {
  public:

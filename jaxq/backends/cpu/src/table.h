@@ -22,6 +22,7 @@
 #include "function.h"
 #include "quantize_rows.h"
 #include "norm.h"
+#include "row_sums.h"
 #include "peak.h"
 
 #define JAXQ_NAME_OF(isa) #isa
@@ -56,7 +57,9 @@ constexpr Kernels kKernels = {JAXQ_NAME(JAXQ_ISA),
                               function,
                               quantize_rows,
                               softmax,
-                              layer_norm};
+                              layer_norm,
+                              add_rows,
+                              sum_rows};
 
 }  // namespace JAXQ_ISA
 }  // namespace jaxq

@@ -1,0 +1,156 @@
+// Sums of rows of every instruction set that this machine has against their plain definition, bit for bit, in buffers of
+// exactly their size. test_kernels.py says how it is built; it prints what passed and failed, as kernel_test.cc does.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu_features.h"
+#include "isas.h"
+
+namespace jaxq {
+
+namespace {
+
+std::mt19937_64 generator;
+int64_t between(int64_t lo, int64_t hi) { return std::uniform_int_distribution<int64_t>(lo, hi)(generator); }
+bool chance(double p) { return std::uniform_real_distribution<>(0, 1)(generator) < p; }
+
+// Floats in memory of exactly their size, some of them NaN.
+struct Floats {
+  explicit Floats(int64_t n) : memory(new float[static_cast<size_t>(n)]), size(n) {
+    std::normal_distribution<float> normal(0, 30);
+    for (int64_t i = 0; i < n; ++i) memory[static_cast<size_t>(i)] = chance(0.002) ? NAN : normal(generator);
+  }
+  uint8_t* bytes() const { return reinterpret_cast<uint8_t*>(memory.get()); }
+  float at(int64_t i) const { return memory[static_cast<size_t>(i)]; }
+  std::unique_ptr<float[]> memory;
+  int64_t size;
+};
+
+// A term of `rows` rows, `cols` columns each, what it reads, and its value there.
+struct Term {
+  Term(int64_t rows, int64_t cols)
+      : repeat(chance(0.3) ? between(1, 3) : 1),
+        period(chance(0.3) ? between(1, (rows + repeat - 1) / repeat) : (rows + repeat - 1) / repeat),
+        step(!chance(0.2)),
+        stride((step ? cols : 1) + (chance(0.3) ? 5 : 0)),
+        table(chance(0.5) ? between(1, 9) : 0),
+        clamps(chance(0.5)),
+        index(new int32_t[static_cast<size_t>(period)]),
+        x(((table ? table : period) - 1) * stride + (step ? cols : 1)) {
+    for (int64_t i = 0; i < period; ++i) {
+      index[static_cast<size_t>(i)] = static_cast<int32_t>(chance(0.1) ? between(-3000000000, 3000000000) : between(-1, table));
+    }
+  }
+  RowTerm term() const {
+    const auto* numbers = table ? reinterpret_cast<const uint8_t*>(index.get()) : nullptr;
+    return {x.bytes(), stride * 4, repeat, period, step, numbers, 4, table ? table : 1, clamps};
+  }
+  float at(int64_t row, int64_t col) const {
+    row = row / repeat % period;
+    if (table) {
+      const int64_t token = index[static_cast<size_t>(row)];
+      if (!clamps && (token < 0 || token >= table)) return NAN;
+      row = std::clamp<int64_t>(token, 0, table - 1);
+    }
+    return x.at(row * stride + (step ? col : 0));
+  }
+  int64_t repeat, period, step, stride, table;
+  bool clamps;
+  std::unique_ptr<int32_t[]> index;
+  Floats x;
+};
+
+bool same(float a, float b) { return std::isnan(a) ? std::isnan(b) : std::memcmp(&a, &b, 4) == 0; }
+float clipped(float y, float lo, float hi) { return std::isnan(y) ? y : std::min(std::max(y, lo), hi); }
+
+bool adds(const Kernels& kernels) {
+  const int64_t rows = between(1, 9), cols = between(1, 90), terms = between(1, RowSum::kMost), first = between(0, rows);
+  RowSum s = {};
+  std::vector<Term> all;
+  for (int64_t i = 0; i < terms; ++i) s.term[i] = all.emplace_back(rows, cols).term();
+  const Floats out(rows * cols);
+  s.terms = terms;
+  s.lo = chance(0.5) ? -INFINITY : -10.0f;
+  s.hi = chance(0.5) ? INFINITY : 10.0f;
+  s.out = out.bytes();
+  s.out_stride = cols * 4;
+  s.cols = cols;
+  kernels.add_rows(s, 0, first);
+  kernels.add_rows(s, first, rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      float y = all[0].at(r, c);
+      for (size_t i = 1; i < all.size(); ++i) y += all[i].at(r, c);
+      if (!same(out.at(r * cols + c), clipped(y, s.lo, s.hi))) return false;
+    }
+  }
+  return true;
+}
+
+bool sums(const Kernels& kernels) {
+  const int64_t rows = between(1, 3), cols = between(1, 90), terms = between(1, 80), first = between(0, rows);
+  const Floats x(rows * terms * cols), scale(cols), out(rows * cols);
+  const Term weight(rows * terms, cols);
+  const bool has_weight = chance(0.7);
+  WeightedSum s = {};
+  s.x = x.bytes();
+  s.x_stride = cols * 4;
+  s.rows = terms;
+  if (has_weight) s.weight = weight.term();
+  s.scale = chance(0.5) ? scale.memory.get() : nullptr;
+  s.lo = chance(0.5) ? -INFINITY : -1000.0f;
+  s.hi = INFINITY;
+  s.out = out.bytes();
+  s.out_stride = cols * 4;
+  s.cols = cols;
+  kernels.sum_rows(s, 0, first);
+  kernels.sum_rows(s, first, rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < cols; ++c) {
+      float y = 0;
+      for (int64_t begin = 0; begin < terms; begin += 32) {
+        float part = 0;
+        for (int64_t t = r * terms + begin; t < r * terms + std::min(begin + 32, terms); ++t) {
+          const float value = x.at(t * cols + c);
+          const volatile float product = has_weight ? value * weight.at(t, c) : value;
+          part += product;
+        }
+        y += part;
+      }
+      if (s.scale) y *= scale.at(c);
+      if (!same(out.at(r * cols + c), clipped(y, s.lo, s.hi))) return false;
+    }
+  }
+  return true;
+}
+
+int run() {
+  const char* rounds = std::getenv("ROUNDS");
+  const std::string available = AvailableIsas();
+  bool right = true;
+  for (size_t at = 0, end; at <= available.size(); at = end + 1) {
+    end = std::min(available.find(',', at), available.size());
+    const Kernels* kernels = kernels_of(available.substr(at, end - at));
+    generator.seed(1);
+    int passed = 0, failed = 0;
+    for (int i = 0; i < 10 * (rounds ? std::atoi(rounds) : 100); ++i) {
+      ++(adds(*kernels) ? passed : failed);
+      ++(sums(*kernels) ? passed : failed);
+    }
+    std::printf("%s: %d passed, %d failed\n", kernels->name, passed, failed);
+    right &= !failed;
+  }
+  return right ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace jaxq
+
+int main() { return jaxq::run(); }
