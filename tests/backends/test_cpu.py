@@ -505,6 +505,32 @@ def test_a_norm_that_others_read_too(every_node_is_a_region, columns):
     assert np.max(first) < np.max(second)
 
 
+def test_floats_that_nobody_reads_any_more_are_overwritten(monkeypatch):
+    """A residual by the dot that adds it, and what a norm reads by the norm; not what somebody reads later."""
+
+    def fun(params, x):
+        first = jax.nn.standardize(x @ params["a"])
+        y = first
+        for name in "bcd":
+            y = jax.nn.standardize(y + y @ params[name])
+        return y @ params["e"] + first
+
+    params = {name: images(32, 32, seed=i) / np.float32(6) for i, name in enumerate("abcde")}
+    x = images(4, 9, 32)
+    qmodel = jaxq.quantize(fun, params, [x], config=jaxq.QuantConfig(method="amax"))
+
+    def run():
+        function = jax.jit(lambda params, x: qmodel.plan.evaluate(params, (x,), choose))
+        (call,) = calls(function, qmodel.params, x)
+        return dict(call.params["attributes"])["program"].val[1], function(qmodel.params, x)
+
+    arena, found = run()
+    monkeypatch.setattr(program, "_overwritten", lambda node: None)
+    larger, expected = run()
+    assert arena < larger
+    np.testing.assert_array_equal(found, expected)
+
+
 def operations(body):
     """The kinds of operations that a region's program consists of."""
     return [values._KINDS[operation[0]] for operation in program._Encoder(body).operations]

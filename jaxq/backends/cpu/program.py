@@ -125,7 +125,7 @@ class _Encoder(RowSums):
         fields += [self._row_scale(node)] if node.get("row_scale") is not None else NONE
         fields += [self.views[node.operand("table")]] if node.get("table") is not None else NONE
         fields += self._residual(node) if residual is None else residual
-        target = self.target(result or node)
+        target = self.target(result or node, _overwritten(node))
         rows = target.rows()
         if node.op == "matmul":
             stride = target.byte_stride(-2)
@@ -333,7 +333,7 @@ class _Encoder(RowSums):
             return self._matmul(node.operand("x"), result, self._row_operands(node, quantizer))
         x, rows, stride = self.rows(self.views[node.operand("x")])
         operands = self._row_operands(node, quantizer)
-        target = self.target(result)
+        target = self.target(result, _overwritten(result))
         out = target.rows()
         if out is None:
             whole, target = target, self.allocate(target.shape, target.dtype)
@@ -390,3 +390,11 @@ class _Encoder(RowSums):
         rows = target.rows()
         assert rows is not None, node
         return [target, _DTYPE[target.dtype.name], rows[1]]
+
+
+def _overwritten(node: Node) -> Node | None:
+    """The operand whose memory the node's value may take: floats of which it makes as many, each from that one."""
+    if node.op not in ("dot", "layer_norm") or node.aval.dtype.name != "float32":
+        return None
+    operand = node.get("residual" if node.op == "dot" else "x")
+    return operand if operand is not None and operand.aval == node.aval else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxq.backends.cpu.takes import MOVES
 from jaxq.backends.cpu.views import Arena, Storage, View
 from jaxq.graph.node import Graph, Node
 
@@ -88,8 +89,9 @@ class Values:
         self.arena.storages.append(storage)
         return View.dense(storage, shape, dtype)
 
-    def target(self, node: Node) -> View:
-        """The view that the node's value is to be written to."""
+    def target(self, node: Node, over: Node | None = None) -> View:
+        """The view that the node's value is to be written to. `over`: an operand of its shape and dtype that the
+        operation reads value by value before it writes there; it is overwritten if nobody else reads it any more."""
         if node in self.views:
             return self.views[node]
         users = self.body.users[node]
@@ -97,10 +99,23 @@ class Values:
             target = self.results[self.body.outputs.index(node)]
         elif len(users) == 1 and (inside := self._inside(node, users[0])) is not None:
             target = inside
+        elif over is not None and self._reads_last(node, over):
+            target = self.views[over]
         else:
             target = self.allocate(node.aval.shape, node.aval.dtype)
         self.views[node] = target
         return target
+
+    def _reads_last(self, node: Node, operand: Node) -> bool:
+        """Whether the operand has memory of its own in the arena, and whoever else reads it is done."""
+        view, others = self.views[operand], [user for user in self.body.users[operand] if user is not node]
+        return (
+            operand.op not in MOVES
+            and operand not in self.body.outputs
+            and view.storage.buffer is None
+            and view.storage.size == prod(view.shape) * view.dtype.itemsize
+            and all(user in self.views and user.op not in MOVES for user in others)
+        )
 
     def _inside(self, node: Node, user: Node) -> View | None:
         """The node's place in its only user's value, if that is a concatenation of channels, or a transpose that its
