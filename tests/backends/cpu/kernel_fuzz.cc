@@ -434,9 +434,11 @@ constexpr bool (*kFuzzed[])(Input&) = {fuzz_gemm, fuzz_patches, fuzz_band, fuzz_
                                        fuzz_elementwise, fuzz_sum,  fuzz_table,     fuzz_quantize,   fuzz_dequantize,
                                        fuzz_softmax,  fuzz_layer_norm};
 
+constexpr int kKinds = sizeof kFuzzed / sizeof *kFuzzed;
+
 bool one(const uint8_t* data, size_t size) {
   Input in(data, size);
-  return kFuzzed[in.byte() % (sizeof kFuzzed / sizeof *kFuzzed)](in);
+  return kFuzzed[in.byte() % kKinds](in);
 }
 
 }  // namespace
@@ -458,7 +460,7 @@ int main(int argc, char** argv) {
     if (!data.empty()) data[0] = static_cast<uint8_t>(i);
     const bool right = jaxq::one(data.data(), data.size());
     ++(right ? passed : failed);
-    if (!right && failed <= 20) std::printf("input %d of kernel %d\n", i, data.empty() ? 0 : data[0] % 12);
+    if (!right && failed <= 20) std::printf("input %d of kernel %d\n", i, data.empty() ? 0 : data[0] % jaxq::kKinds);
   }
   std::printf("fuzz: %d passed, %d failed\n", passed, failed);
   return failed ? 1 : 0;

@@ -209,10 +209,10 @@ struct Floats {
       const auto of_channels = [&](const float* values, F32 otherwise) {
         return count < kLanes ? first_lanes(load(values + c, count), otherwise, count) : load(values + c);
       };
-      const F32 m = of_channels(e.multiplier, none);
-      factor = max(factor, max(m, sub(none, m)));
-      lo = max(lo, of_channels(e.lo, lo));
-      hi = min(hi, of_channels(e.hi, hi));
+      const F32 m = of_channels(e.multiplier, none);  // NaN, which comes first, is passed over
+      factor = max(max(m, sub(none, m)), factor);
+      lo = max(of_channels(e.lo, lo), lo);
+      hi = min(of_channels(e.hi, hi), hi);
     }
     bounded = largest(factor) <= FLT_MAX / 4294967296.0f;
     clipped = largest(max(lo, sub(none, hi))) != -__builtin_inff();
