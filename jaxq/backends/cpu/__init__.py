@@ -3,6 +3,7 @@
 regions.py             which nodes become one call
 takes.py, edges.py     of what kernels take always, and beside others
 program.py, fused.py   what the call does, and which nodes one operation does
+epilogues.py           how it ends
 row_sums.py            sums of rows of floats in it
 values.py, views.py    where its values lie
 packing.py             weights in the kernels' form

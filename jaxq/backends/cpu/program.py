@@ -15,18 +15,18 @@ from math import prod
 import numpy as np
 
 from jaxq.backends.cpu.blocks import batch_of, block_size
+from jaxq.backends.cpu.epilogues import Epilogues, overwritten
 from jaxq.backends.cpu.functions import form_of
-from jaxq.backends.cpu.fused import is_made_before, is_part_of_next, quantize_of
+from jaxq.backends.cpu.fused import expansion_of, is_made_before, is_part_of_next, quantize_of
 from jaxq.backends.cpu.library import cpus
 from jaxq.backends.cpu.packing import AnyForm, Form, GroupForm
 from jaxq.backends.cpu.row_sums import RowSums
 from jaxq.backends.cpu.takes import MOVES
-from jaxq.backends.cpu.values import NONE, Field, bits
+from jaxq.backends.cpu.values import DTYPE, NONE, Field, bits
 from jaxq.backends.cpu.views import Broadcast, View, dense_strides
 from jaxq.graph.node import ACCUMULATING, Graph, Node
 
-VERSION = 9
-_DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
+VERSION = 10
 # Below so many multiply-adds a second thread takes longer to wake up than it would help.
 _WORTH_HELP = 1 << 21
 
@@ -65,7 +65,7 @@ def packed_weights(body: Graph) -> dict[int, AnyForm]:
     return forms
 
 
-class _Encoder(RowSums):
+class _Encoder(Epilogues, RowSums):
     def __init__(self, body: Graph) -> None:
         super().__init__(body)
         self.constants: list[float] = []
@@ -117,67 +117,37 @@ class _Encoder(RowSums):
         else:
             self._by_rows(node)
 
-    def _epilogue(self, node: Node, residual: Sequence[Field] | None = None, result: Node | None = None) -> list[Field]:
-        """The fields of the node's epilogue; its result, or that of what is computed with it, is placed, as rows."""
-        fields: list[Field] = []
-        for role in ("multiplier", "bias", "lo", "hi"):
-            fields.append(self.views[node.operand(role)])
-        fields += [self._row_scale(node)] if node.get("row_scale") is not None else NONE
-        fields += [self.views[node.operand("table")]] if node.get("table") is not None else NONE
-        fields += self._residual(node) if residual is None else residual
-        target = self.target(result or node, _overwritten(node))
-        rows = target.rows()
-        if node.op == "matmul":
-            stride = target.byte_stride(-2)
-        else:
-            assert rows is not None, node
-            stride = rows[1]
-        return [*fields, target, _DTYPE[target.dtype.name], stride]
-
-    def _row_scale(self, node: Node) -> View:
-        """One number behind another."""
-        view, _, stride = self.rows(self.views[node.operand("row_scale")])
-        return view if stride == view.dtype.itemsize else self.dense(view)
-
-    def _residual(self, node: Node) -> list[Field]:
-        residual = node.get("residual")
-        if residual is None:
-            return [*NONE, 0, 0, 1, 1, 1, 0]
-        view, *how = self._broadcast(residual, node)
-        return [*self._residual_at(view, node), *how, self._factor(node)]
-
-    def _broadcast(self, operand: Node, node: Node) -> tuple[View, int, int, int, int]:
-        """The operand's view, the stride of its rows, and how they go with those of the node."""
-        view, _, stride = self.rows(self.views[operand])
-        how = Broadcast.of(operand.aval.shape, node.aval.shape)
-        assert how is not None, node
-        return view, stride, how.repeat, how.period, how.step
-
-    def _residual_at(self, view: View, node: Node) -> list[Field]:
-        return [view, _DTYPE[node.operand("residual").aval.dtype.name]]
-
-    @staticmethod
-    def _factor(node: Node) -> int:
-        return bits(node.operand("residual_multiplier").value)
-
     def _conv(self, node: Node) -> None:
-        x, attrs = self.views[node.operand("x")], node.attrs
-        kernel = node.operand("weight").aval.shape[:-2]
-        window = self._window(node, x, kernel, attrs["strides"], attrs["padding"], attrs["rhs_dilation"])
-        form = Form.of(node)
-        groups: tuple[int, ...] = () if form.depthwise else (attrs["groups"], node.aval.shape[-1])
-        weight = self.views[node.operand("weight")]
+        form, expansion = Form.of(node), expansion_of(node)
         self.work += prod(node.aval.shape) * prod(form.shape[:-1])
-        epilogue = self._epilogue(node)
-        self.emit("depthwise" if form.depthwise else "convolution", *window, *groups, weight, *epilogue)
+        if expansion is not None and is_part_of_next(self.body, expansion):
+            return self._expansion(expansion, node)
+        groups: tuple[int, ...] = () if form.depthwise else (node.attrs["groups"], node.aval.shape[-1])
+        window, weight = self._conv_window(node), self.views[node.operand("weight")]
+        self.emit("depthwise" if form.depthwise else "convolution", *window, *groups, weight, *self.epilogue(node))
+
+    def _conv_window(self, node: Node) -> list[Field]:
+        x, attrs, kernel = self.views[node.operand("x")], node.attrs, node.operand("weight").aval.shape[:-2]
+        return self._window(node, x, kernel, attrs["strides"], attrs["padding"], attrs["rhs_dilation"])
+
+    def _expansion(self, node: Node, depthwise: Node) -> None:
+        """A convolution and the depthwise one of its result, which is nowhere as a whole."""
+        self.work += prod(node.aval.shape) * prod(node.operand("weight").aval.shape[:-1])
+        fields = [*self._conv_window(node), node.aval.shape[-1], self.views[node.operand("weight")]]
+        fields += [*self.epilogue_values(node), DTYPE[node.aval.dtype.name]]
+        attrs = depthwise.attrs
+        low = [pair[0] for pair in attrs["padding"]]
+        fields += [*depthwise.operand("weight").aval.shape[:-2], *attrs["strides"], *low, *attrs["rhs_dilation"]]
+        fields += [*depthwise.aval.shape[1:-1], self.views[depthwise.operand("weight")], *self.epilogue(depthwise)]
+        self.emit("expansion", *fields)
 
     def _dot(self, node: Node) -> None:
         x, rows, stride = self.rows(self.views[node.operand("x")])
         depth = x.shape[-1]
-        window: list[Field] = [rows, x, _DTYPE[x.dtype.name], 1, 1, depth, stride, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+        window: list[Field] = [rows, x, DTYPE[x.dtype.name], 1, 1, depth, stride, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
         weight = self.views[node.operand("weight")]
         self.work += prod(node.aval.shape) * depth
-        epilogue = self._epilogue(node)
+        epilogue = self.epilogue(node)
         self.emit("convolution", *window, 1, node.aval.shape[-1], weight, *epilogue)
 
     def _weight_only_dot(self, node: Node) -> None:
@@ -189,7 +159,7 @@ class _Encoder(RowSums):
         fields += NONE if node.get("bias") is None else [self.views[node.operand("bias")]]
         fields += [bits(attrs["lo"]), bits(attrs["hi"])]
         residual = node.get("residual")
-        fields += [*NONE, 0, 1, 1, 1] if residual is None else self._broadcast(residual, node)
+        fields += [*NONE, 0, 1, 1, 1] if residual is None else self.broadcast(residual, node)
         target = self.target(node)
         out = target.rows()
         assert out is not None, node
@@ -227,7 +197,7 @@ class _Encoder(RowSums):
             *one,
             *out,
         ]
-        return [images, x, _DTYPE[x.dtype.name], *sizes]
+        return [images, x, DTYPE[x.dtype.name], *sizes]
 
     def _pool_window(self, node: Node, attrs: dict) -> list[Field]:
         inner = slice(1, -1)
@@ -262,7 +232,7 @@ class _Encoder(RowSums):
 
     def _window_sum(self, node: Node) -> None:
         window = self._pool_window(node, dict(node.attrs["window"]))
-        epilogue = self._epilogue(node)
+        epilogue = self.epilogue(node)
         self.emit("sum_pool", *window, *epilogue)
 
     def _sum(self, node: Node) -> None:
@@ -270,20 +240,20 @@ class _Encoder(RowSums):
         rows, channels = prod(node.aval.shape[:-1]), node.aval.shape[-1]
         terms = prod(x.shape[axis] for axis in node.attrs["axes"])
         source = x
-        epilogue = self._epilogue(node)
-        self.emit("sum", rows, terms, channels, source, _DTYPE[x.dtype.name], stride, *epilogue)
+        epilogue = self.epilogue(node)
+        self.emit("sum", rows, terms, channels, source, DTYPE[x.dtype.name], stride, *epilogue)
 
     def _affine(self, node: Node) -> None:
         self._elementwise(node, [*NONE, 0, 0, 1, 1, 1])
 
     def _product(self, node: Node) -> None:
-        view, *how = self._broadcast(node.operand("y"), node)
-        self._elementwise(node, [view, _DTYPE[view.dtype.name], *how])
+        view, *how = self.broadcast(node.operand("y"), node)
+        self._elementwise(node, [view, DTYPE[view.dtype.name], *how])
 
     def _elementwise(self, node: Node, y: Sequence[Field]) -> None:
         x, rows, stride = self.rows(self.views[node.operand("x")])
-        source: list[Field] = [x, _DTYPE[x.dtype.name], stride]
-        epilogue = self._epilogue(node)
+        source: list[Field] = [x, DTYPE[x.dtype.name], stride]
+        epilogue = self.epilogue(node)
         self.emit("elementwise", rows, x.shape[-1], *source, *y, *epilogue)
 
     def _matmul(self, node: Node, result: Node | None = None, softmax: Sequence[Field] = NONE) -> None:
@@ -301,15 +271,15 @@ class _Encoder(RowSums):
         rows, columns, depth = *target.shape[-2:], x.shape[-1]
         self.work += prod(target.shape) * depth
         fields: list[Field] = [*batch, *(s for values in strides for s in values), rows, columns, depth]
-        fields += [x, _DTYPE[x.dtype.name], x.byte_stride(-2)]
+        fields += [x, DTYPE[x.dtype.name], x.byte_stride(-2)]
         fields += [y, y.byte_stride(-2), y.byte_stride(-1)]
-        self.emit("matrix_product", *fields, *self._epilogue(node, residual_fields, result), *softmax)
+        self.emit("matrix_product", *fields, *self.epilogue(node, residual_fields, result), *softmax)
 
     def _matmul_residual(self, node: Node) -> tuple[View | None, list[Field]]:
         """The residual's view over the axes of batch, and the fields that say how its rows go with the result's."""
         residual = node.get("residual")
         if residual is None:
-            return None, self._residual(node)
+            return None, self.residual(node)
         view = self.views[residual]
         view = View(view.storage, view.shape, view.strides, view.dtype, view.offset)
         missing = len(node.aval.shape) - len(view.shape)
@@ -322,7 +292,7 @@ class _Encoder(RowSums):
         how = Broadcast.of(shape[-2:], node.aval.shape[-2:])
         assert how is not None, node
         stride = view.byte_stride(-2)
-        return view, [*self._residual_at(view, node), stride, how.repeat, how.period, how.step, self._factor(node)]
+        return view, [*self.residual_at(view, node), stride, how.repeat, how.period, how.step, self.factor(node)]
 
     def _by_rows(self, node: Node) -> None:
         """quantize, dequantize, table, softmax, layer_norm and functions of floats."""
@@ -333,7 +303,7 @@ class _Encoder(RowSums):
             return self._matmul(node.operand("x"), result, self._row_operands(node, quantizer))
         x, rows, stride = self.rows(self.views[node.operand("x")])
         operands = self._row_operands(node, quantizer)
-        target = self.target(result, _overwritten(result))
+        target = self.target(result, overwritten(result))
         out = target.rows()
         if out is None:
             whole, target = target, self.allocate(target.shape, target.dtype)
@@ -341,9 +311,9 @@ class _Encoder(RowSums):
         else:
             whole = target
         assert out is not None
-        fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride]
+        fields: list[Field] = [rows, x.shape[-1], x, DTYPE[x.dtype.name], stride]
         kind = "function" if node.op == "elementwise" else node.op
-        self.emit(kind, *fields, target, _DTYPE[target.dtype.name], out[1], *operands)
+        self.emit(kind, *fields, target, DTYPE[target.dtype.name], out[1], *operands)
         if whole is not target:
             self.copy(target, whole)
 
@@ -354,9 +324,9 @@ class _Encoder(RowSums):
         x, rows, stride = self.rows(self.views[source if form is None else source.operand("x")])
         quantized = next((user for user in self.body.users[node] if user.op == "quantize_rows"), None)
         factor = self._floats(node.operand("factor")) if node.get("factor") is not None else NONE
-        fields: list[Field] = [rows, x.shape[-1], x, _DTYPE[x.dtype.name], stride]
+        fields: list[Field] = [rows, x.shape[-1], x, DTYPE[x.dtype.name], stride]
         if quantized is None:
-            fields += [self.allocate(x.shape, np.dtype(np.int8)), _DTYPE["int8"], x.shape[-1]]
+            fields += [self.allocate(x.shape, np.dtype(np.int8)), DTYPE["int8"], x.shape[-1]]
         else:
             fields += self._target_rows(quantized)
         function = [0] if form is None else [1, *form.fields()]
@@ -389,12 +359,4 @@ class _Encoder(RowSums):
         target = self.target(node)
         rows = target.rows()
         assert rows is not None, node
-        return [target, _DTYPE[target.dtype.name], rows[1]]
-
-
-def _overwritten(node: Node) -> Node | None:
-    """The operand whose memory the node's value may take: floats of which it makes as many, each from that one."""
-    if node.op not in ("dot", "layer_norm") or node.aval.dtype.name != "float32":
-        return None
-    operand = node.get("residual" if node.op == "dot" else "x")
-    return operand if operand is not None and operand.aval == node.aval else None
+        return [target, DTYPE[target.dtype.name], rows[1]]

@@ -19,12 +19,14 @@ from jaxq.graph.node import Graph, Node
 _KINDS = (
     *("convolution", "depthwise", "matrix_product", "elementwise", "max_pool", "sum_pool", "sum", "table"),
     *("quantize", "dequantize", "softmax", "layer_norm", "copy", "quantize_rows", "weight_only_dot", "function"),
-    *("fill", "add_rows", "sum_rows"),
+    *("fill", "add_rows", "sum_rows", "expansion"),
 )
 _KIND = {name: i for i, name in enumerate(_KINDS)}
 
 # Of an operation: a number, or a value whose place is known when the arena is laid out.
 Field = int | View
+# Of a value, in a program.
+DTYPE = {"int8": 0, "uint8": 1, "float32": 2}
 # The place of a value that an operation lacks.
 NONE = (-1, 0)
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "arena.h"
+#include "expansion.h"
 #include "input.h"
 #include "kernels.h"
 #include "product.h"
@@ -52,6 +53,7 @@ class Operations {
         case 16: fill(); break;
         case 17: add_rows(); break;
         case 18: sum_rows(); break;
+        case 19: expansion(); break;
         default: throw Invalid("the program holds an operation that this library does not know");
       }
     }
@@ -61,6 +63,18 @@ class Operations {
  private:
   // `rows` output rows of `channels`.
   Epilogue epilogue(int64_t rows, int64_t channels) {
+    Epilogue e = values(rows, channels);
+    const Place out = read_.place();
+    e.out = out.data;
+    e.out_dtype = read_.dtype();
+    e.out_stride = read_.size();
+    if (e.table && e.out_dtype == DType::f32) throw Invalid("a table has bytes");
+    Reader::check(out, extent(rows, e.out_stride, channels * size_of(e.out_dtype)), e.out_dtype);
+    return e;
+  }
+
+  // What an epilogue reads.
+  Epilogue values(int64_t rows, int64_t channels) {
     Epilogue e = {};
     e.multiplier = read_.floats(channels);
     e.bias = read_.floats(channels);
@@ -83,12 +97,6 @@ class Operations {
       const int64_t last = (e.residual_step ? channels : 1) * size_of(e.residual_dtype);
       Reader::check(residual, extent(seen, e.residual_stride, last), e.residual_dtype);
     }
-    const Place out = read_.place();
-    e.out = out.data;
-    e.out_dtype = read_.dtype();
-    e.out_stride = read_.size();
-    if (table && e.out_dtype == DType::f32) throw Invalid("a table has bytes");
-    Reader::check(out, extent(rows, e.out_stride, channels * size_of(e.out_dtype)), e.out_dtype);
     return e;
   }
 
@@ -180,6 +188,43 @@ class Operations {
     });
   }
 
+  // A convolution, and a depthwise one of its result.
+  void expansion() {
+    int64_t images;
+    Place x;
+    const Window w = window(images, x);
+    const int64_t features = read_.positive(), k = depth_of(w.kernel_h, w.kernel_w * w.channels);
+    const Place weight = read_.place();
+    Reader::check(weight, packed_size(features, k));
+    Epilogue expanded = values(0, features);
+    if (expanded.residual) throw Invalid("an expansion has a residual");
+    expanded.out_dtype = read_.bytes_dtype();
+    Window d = {};
+    d.dtype = expanded.out_dtype;
+    d.height = w.out_height, d.width = w.out_width, d.channels = d.stride = features;
+    for (int64_t* size : {&d.kernel_h, &d.kernel_w, &d.stride_h, &d.stride_w}) *size = read_.positive();
+    for (int64_t* size : {&d.pad_top, &d.pad_left}) *size = read_.size();
+    for (int64_t* size : {&d.dilation_h, &d.dilation_w}) *size = read_.positive();
+    for (int64_t* size : {&d.out_height, &d.out_width}) *size = read_.positive();
+    const Place depthwise_weight = read_.place();
+    Reader::check(depthwise_weight, depthwise_size(d.kernel_h, d.kernel_w, features));
+    const int64_t lines = images * d.out_height;
+    const Epilogue e = epilogue(lines * d.out_width, features);
+    if (e.residual) throw Invalid("an expansion has a residual");
+    if (lines == 0) return;
+
+    const Input input(w, images, x.room, w.channels, kernels_);
+    const Expansion both = {kernels_, input, weight.data, packed_block(k), expanded, d, depthwise_weight.data, e};
+    const int64_t blocks = round_up(features, Expansion::kChannels) / Expansion::kChannels;
+    const Split split({lines, lines, both.least_lines()}, {blocks, blocks, 1}, 1,
+                      threads_for(images * d.height * d.width * k * features / 8));
+    team_.parallel(split.rows * split.channels, [&](int64_t task) {
+      const Range some = part(lines, task / split.channels, split.rows);
+      const Range of = part(blocks, task % split.channels, split.channels);
+      if (some.first < some.last && of.first < of.last) both.run(some, of);
+    });
+  }
+
   void weight_only_dot() {
     GroupedDot whole = {};
     const int64_t rows = read_.size();
@@ -236,13 +281,6 @@ class Operations {
       d.scratch = reinterpret_cast<float*>(thread_scratch<1>(d.scratch_size() * 4));
       kernels_.grouped_dot(d);
     });
-  }
-
-  static Epilogue from_channel(Epilogue e, int64_t channel) {
-    for (const float** values : {&e.multiplier, &e.bias, &e.lo, &e.hi}) *values += channel;
-    e.out += channel * size_of(e.out_dtype);
-    if (e.residual && e.residual_step) e.residual += channel * size_of(e.residual_dtype);
-    return e;
   }
 
   void matrix_product() {

@@ -20,7 +20,7 @@ struct Buffer {
   int64_t size;  // bytes
 };
 
-constexpr int64_t kProgramVersion = 9;
+constexpr int64_t kProgramVersion = 10;
 
 class Reader {
  public:
