@@ -178,7 +178,8 @@ def _squares(exact: np.ndarray, found: np.ndarray) -> tuple[float, float]:
 def _fitting(graph: Graph, leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
     """As many of the examples as there is room for the values of."""
     one = graph.bind(1)
-    size = sum(4 * int(np.prod(node.aval.shape)) for node in one.nodes if isinstance(node.aval, Aval))
+    made = (node.aval for node in one.nodes if isinstance(node.aval, Aval) and not node.is_constant)
+    size = sum(4 * int(np.prod(aval.shape)) for aval in made)
     return rows(graph, leaves, slice(max(_ROOM // max(size, 1), 1)))
 
 
