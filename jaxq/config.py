@@ -15,7 +15,7 @@ WEIGHT_BITS = (8, 4)
 ACTIVATION_SCALES = ("auto", "tensor", "channel", "token")
 
 # The steps of refinement, in order (`jaxq/refine`), and the recipes that name several.
-STEPS = ("attention", "biases", "channels", "outliers", "weights", "polish")
+STEPS = ("attention", "biases", "channels", "outliers", "weights", "gptq", "polish")
 RECIPES = {"auto": tuple(step for step in STEPS if step != "polish"), "polish": STEPS}
 
 
@@ -112,7 +112,8 @@ class QuantConfig:
       percentile: the percentage of values that lie within the threshold of method "percentile".
       weight_method: "amax" clips no weight; "mse" clips those of each scale where that makes their squared error least.
       weight_scales: "channel" gives every output channel a scale of its own, "tensor" one to all.
-      weight_bits: 8, or 4: weights of 15 levels, [-7, 7] times their scale, computed by the same int8 kernels.
+      weight_bits: 8, or 4: weights of 15 levels, [-7, 7] times their scale, computed by the same int8 kernels; of a
+        weight-only dot 16 levels, [-8, 7].
       weight_only: only weights are quantized, those of dots, and activations stay in float: for a network whose time
         goes into reading its weights, as that of a language model that decodes. A convolution, or a product of two
         activations, has no such form and stays in float.

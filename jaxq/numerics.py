@@ -188,6 +188,13 @@ def epilogue(
     return _to_integer(y, dtype.name) if dtype.name in BOUNDS else y.astype(dtype)
 
 
+def weight_levels(bits: int, in_groups: bool = False) -> tuple[int, int]:
+    """The least and the largest level of a weight: of 8 bits -127 and 127; of 4 bits -7 and 7, or in groups, whose
+    scale may be negative, -8 and 7."""
+    largest = 2 ** (bits - 1) - 1
+    return -largest - (bits == 4 and in_groups), largest
+
+
 def quantize_weight(
     weight: np.ndarray, *, method: str = "amax", per_channel: bool = True, bits: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -200,27 +207,30 @@ def quantize_weight(
     `per_channel`, the channels share one t, that of all weights.
     """
     columns = np.asarray(weight, np.float64).reshape(-1, weight.shape[-1])
-    if not per_channel:
-        columns = columns.reshape(-1, 1)
-    amax = np.max(np.abs(columns), axis=0, initial=0.0)
-    amax = np.maximum(amax, SMALLEST_AMAX)
-    largest = 2 ** (bits - 1) - 1
-    threshold = amax if method == "amax" else amax * _best_fraction(columns, amax, largest)
-    scale = np.broadcast_to(threshold / largest, weight.shape[-1:]).copy()
-    return _weight_levels(weight, scale, largest).astype(np.int8), scale
+    bounds = weight_levels(bits)
+    scale = _scale(columns if per_channel else columns.reshape(-1, 1), method, bounds)
+    scale = np.broadcast_to(scale, weight.shape[-1:]).copy()
+    return _weight_levels(weight, scale, bounds).astype(np.int8), scale
 
 
-def _weight_levels(weight: np.ndarray, scale: np.ndarray | np.floating, largest: int) -> np.ndarray:
-    return np.clip(np.rint(weight / scale), -largest, largest)
+def _scale(columns: np.ndarray, method: str, bounds: tuple[int, int]) -> np.ndarray:
+    """A float64 scale for each column, whose largest weights are at the least level of `bounds`."""
+    amax = np.maximum(np.max(np.abs(columns), axis=0, initial=0.0), SMALLEST_AMAX)
+    threshold = amax if method == "amax" else amax * _best_fraction(columns, amax, bounds)
+    return threshold / -bounds[0]
 
 
-def _best_fraction(columns: np.ndarray, amax: np.ndarray, largest: int) -> np.ndarray:
+def _weight_levels(weight: np.ndarray, scale: np.ndarray | np.floating, bounds: tuple[int, int]) -> np.ndarray:
+    return np.clip(np.rint(weight / scale), *bounds)
+
+
+def _best_fraction(columns: np.ndarray, amax: np.ndarray, bounds: tuple[int, int]) -> np.ndarray:
     """For each column the fraction of `amax` at which clipping its weights and rounding them errs least."""
     relative = (columns / amax).astype(np.float32)  # float32: it only chooses
     best, least = np.ones(len(amax)), np.full(len(amax), np.inf)
     for fraction in np.linspace(1.0, 0.3, 36):
-        scale = np.float32(fraction / largest)
-        error = _weight_levels(relative, scale, largest) * scale - relative
+        scale = np.float32(fraction / -bounds[0])
+        error = _weight_levels(relative, scale, bounds) * scale - relative
         summed = np.einsum("kc,kc->c", error, error)
         best, least = np.where(summed < least, fraction, best), np.minimum(summed, least)
     return best
@@ -234,11 +244,21 @@ def quantize_groups(
     weight: np.ndarray, *, group_size: int, method: str = "amax", bits: int = 8
 ) -> tuple[np.ndarray, np.ndarray]:
     """A float weight (N, K) to (int8 levels (N, K), float32 scale (N, groups)): every `group_size` inputs, and the
-    fewer that may be left at the end, have a scale for each output channel, found as `quantize_weight` does."""
+    fewer that may be left at the end, have a scale for each output channel, found as `quantize_weight` does.
+
+    Of 4 bits there is a level more below 0 than above it. A group's scale has the sign by which its largest weight lies
+    below: by "amax", w = -8 * scale.
+    """
     channels, depth = weight.shape
     count = -(-depth // group_size)
     padded = np.pad(weight, ((0, 0), (0, count * group_size - depth)))
-    levels, scale = quantize_weight(padded.reshape(channels * count, group_size).T, method=method, bits=bits)
+    columns = padded.astype(np.float64).reshape(channels * count, group_size).T
+    bounds = weight_levels(bits, in_groups=True)
+    sign = np.ones(columns.shape[1])
+    if bounds[0] + bounds[1]:
+        sign[columns.max(axis=0, initial=0.0) > -columns.min(axis=0, initial=0.0)] = -1
+    scale = sign * _scale(columns * sign, method, bounds)
+    levels = _weight_levels(columns, scale, bounds).astype(np.int8)
     return levels.T.reshape(channels, -1)[:, :depth], scale.astype(np.float32).reshape(channels, count)
 
 

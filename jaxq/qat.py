@@ -188,8 +188,9 @@ class FakeQuantized:
         for node in self._weighted:
             weight = params[node.operand("weight").name]
             step = self._step(node, weight, weight_scales[node.name], scales)
-            largest = 2.0 ** (self.config.for_weights(node.name).weight_bits - 1) - 1
-            rounded[node.name] = round_to(weight.astype(jnp.float32), step, lowest=-largest, highest=largest)
+            bits, in_groups = self.config.for_weights(node.name).weight_bits, node in self.placement.weight_only
+            lowest, highest = map(float, numerics.weight_levels(bits, in_groups))
+            rounded[node.name] = round_to(weight.astype(jnp.float32), step, lowest=lowest, highest=highest)
         return rounded
 
     def _step(self, node: Node, weight: jax.Array, scale: jax.Array, scales: Mapping[str, jax.Array]) -> jax.Array:
@@ -242,7 +243,7 @@ def _check_finite(variables: Any, scales: Mapping[str, np.ndarray]) -> None:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise CalibrationError(f"variables: {name!r} holds NaN or Inf: the training diverged")
     for name, scale in scales.items():
-        if not np.all((scale >= SMALLEST) & (scale < np.inf)):
+        if not np.all((np.abs(scale) >= SMALLEST) & (np.abs(scale) < np.inf)):
             raise CalibrationError(
                 f"variables: the scale of {name!r} left the range of float32: the training diverged; take a lower "
                 "learning rate for the scales"

@@ -115,34 +115,42 @@ def test_weights_of_one_scale_share_it():
     st.integers(1, 6),
     st.integers(1, 150),
     st.sampled_from([16, 32, 48, 128]),
-    st.sampled_from([(8, 127), (4, 7)]),
+    st.sampled_from([4, 8]),
     st.sampled_from(["amax", "mse"]),
     st.integers(0, 2**31),
 )
-def test_weights_in_groups_have_a_scale_each(channels, depth, size, bits_and_largest, method, seed):
+def test_weights_in_groups_have_a_scale_each(channels, depth, size, bits, method, seed):
     """The last group is what is left. Each is quantized as if it were all there is."""
     w = np.random.default_rng(seed).standard_t(2, size=(channels, depth)).astype(np.float32)
-    bits, largest = bits_and_largest
     levels, scale = numerics.quantize_groups(w, group_size=size, method=method, bits=bits)
     assert levels.dtype == np.int8 and scale.dtype == np.float32
     assert levels.shape == w.shape and scale.shape == (channels, -(-depth // size))
-    assert np.max(np.abs(levels)) == largest
     for start in range(0, depth, size):
-        group = w[:, start : start + size].T
-        expected, of_channel = numerics.quantize_weight(group, method=method, bits=bits)
-        np.testing.assert_array_equal(levels[:, start : start + size], expected.T)
-        np.testing.assert_allclose(scale[:, start // size], of_channel, rtol=1e-7)
+        part = slice(start, start + size)
+        expected, alone = numerics.quantize_groups(w[:, part], group_size=size, method=method, bits=bits)
+        np.testing.assert_array_equal(levels[:, part], expected)
+        np.testing.assert_array_equal(scale[:, start // size], alone[:, 0])
+        if bits == 8:
+            by_channel, of_channel = numerics.quantize_weight(w[:, part].T, method=method)
+            np.testing.assert_array_equal(expected, by_channel.T)
+            np.testing.assert_allclose(alone[:, 0], of_channel, rtol=1e-7)
 
 
-@pytest.mark.parametrize(("bits", "largest"), [(8, 127), (4, 7)])
-def test_weights_in_groups_are_off_by_half_a_step(bits, largest):
+@pytest.mark.parametrize(("bits", "lowest", "highest"), [(8, -127, 127), (4, -8, 7)])
+def test_weights_in_groups_are_off_by_half_a_step(bits, lowest, highest):
+    """Of 4 bits the largest weight of a group is -8 steps, whatever its sign; what is as large on the other side is
+    clipped to 7."""
     w = np.random.default_rng(0).normal(size=(9, 100)).astype(np.float32)
     levels, scale = numerics.quantize_groups(w, group_size=48, bits=bits)
+    assert numerics.weight_levels(bits, in_groups=True) == (lowest, highest)
+    assert np.all((levels >= lowest) & (levels <= highest))
     back = np.asarray(numerics.dequantize_groups(levels, scale, 48))
     for start, step in zip((0, 48, 96), scale.T, strict=True):
         part = slice(start, start + 48)
-        assert np.all(np.abs(back - w)[:, part] <= 0.5001 * step[:, None])
-        np.testing.assert_allclose(step * largest, np.max(np.abs(w[:, part]), axis=1), rtol=1e-6)
+        beyond = np.maximum(w[:, part] / step[:, None] - highest, 0)
+        assert np.all(np.abs(back - w)[:, part] <= np.maximum(0.5001, 1.0001 * beyond) * np.abs(step[:, None]))
+        np.testing.assert_allclose(np.abs(step * lowest), np.max(np.abs(w[:, part]), axis=1), rtol=1e-6)
+    assert np.array_equal(np.unique(np.sign(scale)), [1] if bits == 8 else [-1, 1])
 
 
 @given(st.sampled_from([1, 3]), st.sampled_from([1, 2, 7, 8]), st.integers(0, 2**31))

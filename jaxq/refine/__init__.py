@@ -8,6 +8,8 @@ channels.py     a scale for each channel of a dot's or convolution's input (Smoo
 rows.py         the same where the rows of a dot's input have scales of their own
 outliers.py     channels far above the others computed apart
 weights.py      weights clipped where that is better
+rounding.py     the weights of a layer beside the levels that they are rounded to
+gptq.py         each weight of a dot rounded so that it makes up for those rounded before (GPTQ)
 polish.py       the rounding of weights found by gradients (AdaRound)
 recipe.py       the steps in order; gain.py, what each brought
 """

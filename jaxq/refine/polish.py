@@ -12,7 +12,7 @@ keeps what was found if it errs less by it on examples that were held back.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,9 +23,9 @@ from tqdm import tqdm
 from jaxq import numerics
 from jaxq.errors import UnsupportedError
 from jaxq.graph.node import Node, QType
-from jaxq.passes.lower import grouped_weight, quantized_weight, scaled_weight
 from jaxq.passes.simulate import float_function
 from jaxq.refine.readers import Reader, Values, qtype_read, weighted
+from jaxq.refine.rounding import Rounding
 from jaxq.refine.state import Samples, State
 
 # Steps for each layer, in parts that are compiled as one; a step sees so many of the examples.
@@ -49,7 +49,7 @@ def refine(state: State, samples: Samples) -> State:
     nodes = weighted(state, exact)
     with tqdm(total=len(nodes), desc="polishing", unit="layer", disable=None) as bar:
         for node in nodes:
-            given, given_held = samples.simulated(state)
+            given, given_held = samples.simulated(state), samples.held_simulated(state)
             state = _polished(state, node, (given, exact), (given_held, exact_held))
             bar.update()
     return state
@@ -70,10 +70,11 @@ def _polished(state: State, node: Node, fit: _Pair, held: _Pair) -> State:
 def _trained(state: State, node: Node, fit: _Pair) -> State:
     """The state with the layer's weights, and perhaps the scale of its input, as training finds them."""
     qtype = qtype_read(state, node)
-    problem = _Rounding.of(state, node, 1.0 if qtype is None else qtype.scale)
+    problem = Rounding.of(state, node)
     learns_scale = qtype is not None and _reads_alone(state, node)
     trained, factor = _train(problem, state, node, qtype, learns_scale, fit)
-    weights = {**state.choices.weights, node.name: problem.levels(trained)}
+    levels = problem.floor + (trained >= 0)
+    weights = {**state.choices.weights, node.name: (levels.astype(np.int8), problem.scale)}
     if not learns_scale:
         return state.choose(weights=weights)
     assert qtype is not None
@@ -90,42 +91,6 @@ def _reads_alone(state: State, node: Node) -> bool:
     return users == {node} and not any(value in state.graph.outputs for value in members)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rounding:
-    """The weights of a layer between their lower and upper level.
-
-    Attributes:
-      floor, start: the lower level, and how far the weight lies above it, float32, in the op's layout.
-      unit: what one level is in real numbers; it broadcasts to the weight.
-      scale: of the integers, as `Choices.weights` holds it.
-    """
-
-    floor: np.ndarray
-    start: np.ndarray
-    unit: np.ndarray
-    scale: np.ndarray
-
-    @staticmethod
-    def of(state: State, node: Node, scale_x: Any) -> "_Rounding":
-        config, weight = state.config, np.asarray(node.operand("weight").value, np.float64)
-        chosen = state.choices.weights.get(node.name)
-        if node in state.placement.weight_only:
-            levels, scale = chosen or grouped_weight(node, config)
-            unit = np.repeat(scale, config.for_weights(node.name).group_size, axis=1)[:, : weight.shape[1]]
-        else:
-            levels, scale = chosen or quantized_weight(node, config, scale_x)
-            unit = (scale if node.op == "conv" else scale[:, None]) / scaled_weight(node, np.ones_like(weight), scale_x)
-        largest = np.max(np.abs(levels.astype(np.int32)), initial=1)
-        position = np.clip(weight / unit, -largest, largest)
-        floor = np.minimum(np.floor(position), largest - 1)
-        start = position - floor
-        return _Rounding(floor.astype(np.float32), start.astype(np.float32), unit.astype(np.float32), scale)
-
-    def levels(self, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The int8 weight that training chose."""
-        return (self.floor + (np.asarray(v) >= 0)).astype(np.int8), self.scale
-
-
 def _up(v: jax.Array) -> jax.Array:
     """h(v)."""
     return jnp.clip(1.2 * jax.nn.sigmoid(v) - 0.1, 0, 1)
@@ -137,7 +102,7 @@ def _inverse(h: np.ndarray) -> np.ndarray:
 
 
 def _train(
-    problem: _Rounding,
+    problem: Rounding,
     state: State,
     node: Node,
     qtype: QType | None,
@@ -187,7 +152,7 @@ def _train(
 
         return jax.lax.scan(step, (trained, moments), (chosen, powers, weights))[0]
 
-    trained = {"v": jnp.asarray(_inverse(problem.start)), "scale": jnp.float32(0)}
+    trained = {"v": jnp.asarray(_inverse(problem.position - problem.floor)), "scale": jnp.float32(0)}
     data = {"floor": problem.floor, "unit": problem.unit, "noise": _noise(state, node, qtype, fit) * size / count}
     arrays, data = jax.device_put((arrays, data))
     moments = optimizer.init(trained)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from jaxq.refine import attention, biases, channels, outliers, polish, weights
+from jaxq.refine import attention, biases, channels, gptq, outliers, polish, weights
 from jaxq.refine.gain import Gain
 from jaxq.refine.state import Samples, State
 
@@ -23,6 +23,7 @@ _STEPS: dict[str, Callable[[State, Samples], State]] = {
     "outliers": outliers.refine,
     "weights": weights.refine,
     "biases": biases.refine,
+    "gptq": gptq.refine,
     "polish": polish.refine,
 }
 

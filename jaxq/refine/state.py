@@ -107,9 +107,13 @@ class Samples:
         """The like on the examples held back."""
         return _values(graph, self.held)
 
-    def simulated(self, state: State) -> tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]]:
-        """The like of both as the int8 graph makes them, before each is rounded."""
-        return _simulated(state, self.fit), _simulated(state, self.held)
+    def simulated(self, state: State) -> Mapping[str, np.ndarray]:
+        """As `values`, as the int8 graph makes them, before each is rounded."""
+        return _simulated(state, self.fit)
+
+    def held_simulated(self, state: State) -> Mapping[str, np.ndarray]:
+        """The like on the examples held back."""
+        return _simulated(state, self.held)
 
     def error(self, state: State) -> float:
         """The squared error of the simulated results over their square, on the examples held back; the mean over the
