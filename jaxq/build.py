@@ -91,7 +91,7 @@ class Refinement:
     def covers(self, group: ScaleGroup) -> bool:
         """Whether it holds what the group stands for, which may differ where more layers are in float."""
         qtype = self.choices.qtypes.get(group.name)
-        return qtype is not None and qtype.dtype == group.dtype and bool(qtype.zero_point) <= bool(group.least)
+        return qtype is not None and qtype.dtype == group.dtype and bool(qtype.zero_point) <= group.has_zero_point
 
     def choices_for(self, placement: Placement, others: Choices) -> Choices:
         """With those of the other groups; of the weights those whose inputs stand for what they did."""
@@ -136,7 +136,7 @@ def calibrate(
 
     statistics = session.calibrate(
         network.graph,
-        scales.observed(place(network.graph, QuantConfig())),  # what any rules may need
+        scales.observed(network.graph, place(network.graph, QuantConfig())),  # what any rules may need
         stream,
         REFINING_SAMPLES if config.steps else NUM_SAMPLES if automatic or sampled else 0,
         network.fingerprint,

@@ -54,9 +54,9 @@ def largest_level(dtype: str) -> int:
     return int(BOUNDS[dtype][1])
 
 
-def zero_point(least: float, scale: float) -> int:
-    """The integer that stands for 0 where 0 stands for the value `least`, not above 0."""
-    return round(-least / scale)
+def zero_point(offset: float, scale: float) -> int:
+    """The integer that stands for the value 0 where the integer 0 stands for the value `offset`."""
+    return round(-offset / scale)
 
 
 def _rounded(product: jax.Array) -> jax.Array:

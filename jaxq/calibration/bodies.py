@@ -4,11 +4,12 @@ Each body gives back the histograms of what one turn made. A scan or while carri
 a cond the branch taken gives its own, all others empty ones. So values inside loops cost the memory of one turn.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxq.calibration import histogram
 from jaxq.calibration.histogram import Histogram
@@ -20,21 +21,22 @@ Histograms = dict[str, Histogram]
 
 
 def observed(
-    graph: Graph, names: Collection[str], params: Mapping[str, Any], leaves: Sequence[Any], kernels: Kernels
+    graph: Graph, floors: Mapping[str, float], params: Mapping[str, Any], leaves: Sequence[Any], kernels: Kernels
 ) -> tuple[list[Any], Histograms]:
-    """The outputs of the bound graph, and the histograms of the named values, not yet voided where they hold NaN.
+    """The outputs of the bound graph, and the histograms of the named values, not yet voided where they hold NaN. What
+    is lower than a value's floor counts as that.
 
     Those of a body that did not run are empty.
     """
     seen: Histograms = {}
 
     def tap(node: Node, value: Any) -> None:
-        if node.name in names:
-            seen[node.name] = kernels.count(value)
+        if node.name in floors:
+            seen[node.name] = kernels.count(_at_least(value, floors[node.name]))
 
     def control(node: Node) -> Callable[..., Any]:
         def run(*operands: Any) -> Any:
-            results, inside = _through(node, names, params, operands, kernels)
+            results, inside = _through(node, floors, params, operands, kernels)
             seen.update(inside)
             return results
 
@@ -45,18 +47,22 @@ def observed(
     return evaluate(graph, params, leaves, tap=tap, control=control), seen
 
 
+def _at_least(value: jax.Array, floor: float) -> jax.Array:
+    return value if floor == -np.inf else jnp.maximum(value, jnp.asarray(floor, value.dtype))
+
+
 def _through(
-    node: Node, names: Collection[str], params: Mapping[str, Any], operands: Sequence[Any], kernels: Kernels
+    node: Node, floors: Mapping[str, float], params: Mapping[str, Any], operands: Sequence[Any], kernels: Kernels
 ) -> tuple[list[Any], Histograms]:
     """The results of a scan, while or cond, and the histograms of the named values in its bodies."""
-    inside = [inner.name for body in node.bodies for inner in body.all_nodes if inner.name in names]
+    inside = [inner.name for body in node.bodies for inner in body.all_nodes if inner.name in floors]
     if not inside:
         return list(control_flow(node, lambda body: lambda *args: evaluate(body, params, args))(*operands)), {}
     none = _stacked([histogram.empty()] * len(inside))
     attrs = node.attrs
 
     def turn(body: Graph, args: Sequence[Any]) -> tuple[list[Any], Histogram]:
-        results, seen = observed(body, names, params, args, kernels)
+        results, seen = observed(body, floors, params, args, kernels)
         return results, _stacked([seen.get(name) or histogram.empty() for name in inside])
 
     def added(body: Graph, args: Sequence[Any], before: Histogram) -> tuple[list[Any], Histogram]:

@@ -8,7 +8,7 @@ batches that it has counted recognised by their digests.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -74,7 +74,7 @@ class Statistics:
 
 def observe_all(
     graph: Graph,
-    observed: Iterable[Node],
+    observed: Mapping[Node, float],
     batches: Batches,
     num_samples: int,
     *,
@@ -88,7 +88,7 @@ def observe_all(
 
     Args:
       graph: the simplified float graph.
-      observed: the nodes whose values are observed.
+      observed: the nodes whose values are observed, and their floors: what is lower counts as this value.
       batches: the calibration data, read once.
       num_samples: how many examples to keep.
       kernels: what counts the values.
@@ -167,16 +167,15 @@ class _Counting:
     def __init__(
         self,
         graph: Graph,
-        observed: Iterable[Node],
+        observed: Mapping[Node, float],
         num_samples: int,
         kernels: Kernels,
         mesh: Mesh | None,
         start: Statistics | None,
     ) -> None:
-        wanted = set(observed)
-        self.graph = graph
-        self.names = tuple(node.name for node in graph.all_nodes if node in wanted)
-        self.steps = Steps(graph, self.names, kernels, mesh)
+        floors = {node.name: observed[node] for node in graph.all_nodes if node in observed}
+        self.graph, self.names = graph, tuple(floors)
+        self.steps = Steps(graph, floors, kernels, mesh)
         self.samples = Samples(graph, num_samples)
         self.digests: list[str] = []
         self.earlier: tuple[Snapshot, ...] = ()

@@ -1,6 +1,6 @@
 """One calibration from its start, a checkpoint if there is one, to its end, the sum over all processes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from jaxq.graph.node import Graph, Node
 
 def calibrate(
     graph: Graph,
-    observed: Iterable[Node],
+    observed: Mapping[Node, float],
     batches: Batches,
     num_samples: int,
     fingerprint: Fingerprint,

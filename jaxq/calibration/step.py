@@ -28,23 +28,23 @@ class Observed:
 
 
 class Steps:
-    """A batch to what was observed in it.
+    """A batch to what was observed in it: the values named, lower ones than their floor as if they were it.
 
     With a mesh each batch is split over all of its devices that this process has, whatever the mesh's axes: the
     leading axis is cut into equal parts, the parameters are on every device, and the histograms are summed by `psum`.
     Examples that are left over after equal parts run on the first device.
     """
 
-    def __init__(self, graph: Graph, names: Sequence[str], kernels: Kernels, mesh: Mesh | None) -> None:
-        self.graph, self.names = graph, tuple(names)
+    def __init__(self, graph: Graph, floors: Mapping[str, float], kernels: Kernels, mesh: Mesh | None) -> None:
+        self.graph = graph
         self.params = jax.device_put(graph.params)
-        self.on_one = jax.jit(lambda params, leaves: _observe(graph, self.names, kernels, params, leaves))
+        self.on_one = jax.jit(lambda params, leaves: _observe(graph, floors, kernels, params, leaves))
         self.mesh = None if mesh is None else _local(mesh)
         if self.mesh is not None:
             if not any(node.aval.leads_batch for node in graph.inputs):
                 raise UnsupportedError("mesh: the function has a fixed batch, which cannot be split over devices")
             self.spread_params = jax.device_put(graph.params, NamedSharding(self.mesh, PartitionSpec()))
-            self.on_mesh = _on_mesh(graph, self.names, kernels, self.mesh)
+            self.on_mesh = _on_mesh(graph, floors, kernels, self.mesh)
 
     def __call__(self, leaves: Sequence[np.ndarray]) -> list[Observed]:
         """What was observed, in one part, or in two where the batch does not split evenly."""
@@ -63,11 +63,11 @@ class Steps:
 
 
 def _observe(
-    graph: Graph, names: Sequence[str], kernels: Kernels, params: Mapping[str, Any], leaves: Sequence[Any]
+    graph: Graph, floors: Mapping[str, float], kernels: Kernels, params: Mapping[str, Any], leaves: Sequence[Any]
 ) -> tuple[list[Histogram], list[jax.Array]]:
-    """The histograms in the order of the names, and for every output whether it holds NaN or +Inf."""
-    outputs, seen = observed(graph.bind(leading_size(graph, leaves)), frozenset(names), params, leaves, kernels)
-    return [seen[name] for name in names], [_is_bad(y) for y in outputs]
+    """The histograms in the order of the floors, and for every output whether it holds NaN or +Inf."""
+    outputs, seen = observed(graph.bind(leading_size(graph, leaves)), floors, params, leaves, kernels)
+    return [seen[name] for name in floors], [_is_bad(y) for y in outputs]
 
 
 def _is_bad(output: jax.Array) -> jax.Array:
@@ -98,9 +98,9 @@ def _specs(graph: Graph) -> list[PartitionSpec]:
     return [PartitionSpec(_AXIS) if node.aval.leads_batch else PartitionSpec() for node in graph.inputs]
 
 
-def _on_mesh(graph: Graph, names: Sequence[str], kernels: Kernels, mesh: Mesh) -> Any:
+def _on_mesh(graph: Graph, floors: Mapping[str, float], kernels: Kernels, mesh: Mesh) -> Any:
     def shard(params: Mapping[str, Any], leaves: Sequence[jax.Array]) -> tuple[list[Histogram], list[jax.Array]]:
-        seen, bad_outputs = _observe(graph, names, kernels, params, leaves)
+        seen, bad_outputs = _observe(graph, floors, kernels, params, leaves)
         total = [histogram.psum(part, _AXIS) for part in seen]
         return total, [lax.pmax(is_bad.astype(jnp.int32), _AXIS) for is_bad in bad_outputs]
 

@@ -101,7 +101,7 @@ class Aval:
 class QType:
     """What an integer value stands for: real = scale * (q - zero_point). `scale` is a float, or one per last-axis
     channel; where rows have scales of their own, it is in units of these. `zero_point` is another integer than 0 only
-    of uint8 values that can be negative."""
+    of uint8 values that can be negative, and of int8 values that tables read."""
 
     dtype: str
     scale: float | np.ndarray

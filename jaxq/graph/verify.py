@@ -97,9 +97,10 @@ def _bad_scale(node: Node) -> bool:
 
 
 def _bad_zero_point(node: Node) -> bool:
-    """A zero point is one of uint8. A border of values that have one takes it as an operand."""
+    """A zero point is one of the dtype's integers. A border of values that have one takes it as an operand."""
     zero_point = 0 if node.qtype is None else node.qtype.zero_point
-    if not isinstance(zero_point, int) or not 0 <= zero_point <= (255 if node.aval.dtype == np.uint8 else 0):
+    lowest, highest = numerics.BOUNDS.get(node.aval.dtype.name, (0, 0))
+    if not isinstance(zero_point, int) or not lowest <= zero_point <= highest:
         return True
     return node.op == "quantize" and _zero_operand(node) != zero_point
 

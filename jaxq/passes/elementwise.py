@@ -35,7 +35,7 @@ _RUN = 16
 _END = 256
 
 # Where functions are compared and their slopes measured; beyond it they are taken to go on as they do.
-_GRID = np.linspace(-16.0, 16.0, 4097, dtype=np.float32)
+GRID = np.linspace(-16.0, 16.0, 4097, dtype=np.float32)
 
 WORDS: dict[str, Callable[[Any], Any]] = {
     "gelu": jax.nn.gelu,
@@ -129,10 +129,14 @@ def _body(end: Node, root: Node) -> Graph:
 
 
 def _function(end: Node, x: Node, body: Graph) -> Node:
-    grid = _GRID.astype(body.inputs[0].aval.dtype)
-    y = np.asarray(apply(body, grid), np.float32)
+    y = on_grid(body)
     attrs = {"body": body, "word": _word(body, y), "steepness": _steepness(y), "least": _least(y)}
     return end.replace(op="elementwise", attrs=attrs).with_operands({"x": x})
+
+
+def on_grid(body: Graph) -> np.ndarray:
+    """The function's values on `GRID`, float32."""
+    return np.asarray(apply(body, GRID.astype(body.inputs[0].aval.dtype)), np.float32)
 
 
 def _steepness(y: np.ndarray) -> float:
@@ -157,7 +161,7 @@ def _least(y: np.ndarray) -> float:
 @functools.cache
 def _named() -> dict[str, np.ndarray]:
     """The functions that have a word, on the grid."""
-    values = jax.jit(lambda x: [function(x) for function in WORDS.values()])(_GRID)
+    values = jax.jit(lambda x: [function(x) for function in WORDS.values()])(GRID)
     return dict(zip(WORDS, map(np.asarray, values), strict=True))
 
 
@@ -170,7 +174,7 @@ def _word(body: Graph, y: np.ndarray) -> str:
     if not np.isfinite(peak) or peak == 0:
         return otherwise
     for values in (y, y[::-1]):
-        leaky = np.where(_GRID < 0, -values[0] / peak * _GRID, _GRID)
+        leaky = np.where(GRID < 0, -values[0] / peak * GRID, GRID)
         for word, expected in {**_named(), "leaky_relu": leaky}.items():
             scaled = values * (np.max(np.abs(expected)) / peak)
             if np.all(np.abs(scaled - expected) <= _SAME * (1 + np.abs(expected))):

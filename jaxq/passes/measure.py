@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxq import numerics
 from jaxq.calibration.histogram import Histogram
 from jaxq.calibration.kernels import XLA, Kernels
 from jaxq.calibration.select import Errors, Tensor, candidates
@@ -16,7 +15,7 @@ from jaxq.calibration.step import leading_size, rows
 from jaxq.graph.evaluate import evaluate, reference
 from jaxq.graph.node import ANCHORS, Graph, Node
 from jaxq.passes.place import Placement, ScaleGroup
-from jaxq.passes.scales import has_error, readers, reads, tensor_of
+from jaxq.passes.scales import has_error, offset_and_scale, readers, reads, tensor_of
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -65,14 +64,13 @@ def _measure(
     number of samples, all candidates fit."""
     run = jax.jit(_measuring(graph, placement, candidates_of.keys(), kernels))
     params = jax.device_put(graph.params)
-    scales = {
-        group.name: np.asarray(np.array(thresholds) - group.least, np.float32)
-        / np.float32(numerics.largest_level(group.dtype))
+    ranges = {
+        group.name: np.array([offset_and_scale(group, threshold) for threshold in thresholds], np.float32)
         for group, thresholds in candidates_of.items()
     }
     squares: dict[_Pair, Any] = defaultdict(float)  # of the exact results and of all errors, over the examples
     for i in range(leading_size(graph, samples) or 1):
-        for pair, found in run(params, rows(graph, samples, slice(i, i + 1)), scales).items():
+        for pair, found in run(params, rows(graph, samples, slice(i, i + 1)), ranges).items():
             norm, relative = np.split(np.asarray(found, np.float64), [1], axis=1)
             squares[pair] += norm**2 * np.append(np.ones_like(norm), relative, axis=1)
     errors = {pair: np.sum(of[:, 1:] / np.maximum(of[:, :1], 1 / _LARGEST), 0) for pair, of in squares.items()}
@@ -85,8 +83,8 @@ def _without_mask(results: jax.Array) -> jax.Array:
 
 
 def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup], kernels: Kernels) -> Any:
-    """The graph, for one example, as a function of its parameters, its inputs and the candidate scales by group name,
-    to the `trial_errors` of every reader, of each operand and value of the group that it meets.
+    """The graph, for one example, as a function of its parameters, its inputs and the candidates' offsets and
+    scales by group name, to the `trial_errors` of every reader, of each operand and value of the group that it meets.
 
     A reader runs once: with what the candidates make of its input, in a new leading axis beside the input itself. So
     it is compiled once, and once is what compiling it costs in the network alone.
@@ -99,14 +97,17 @@ def _measuring(graph: Graph, placement: Placement, groups: Collection[ScaleGroup
     itself = {name for name, found in readers(graph, placement).items() if name in found}
     alone = {node.name: group for node, group in placement.groups.items() if group in groups and group.name in itself}
 
-    def measuring(params: Any, leaves: Any, scales: Mapping[str, jax.Array]) -> dict[_Pair, list[jax.Array]]:
+    def measuring(params: Any, leaves: Any, ranges: Mapping[str, jax.Array]) -> dict[_Pair, list[jax.Array]]:
         errors: dict[_Pair, list[jax.Array]] = defaultdict(list)
 
         def trials(group: ScaleGroup, x: jax.Array) -> jax.Array:
-            if not group.least:
-                return kernels.trials(x, scales[group.name], group.dtype)
-            least = jnp.float32(group.least)  # the zero point, not rounded to an integer
-            return kernels.trials(x.astype(jnp.float32) - least, scales[group.name], group.dtype) + least
+            offsets, scales = ranges[group.name].T
+            if not group.has_zero_point:
+                return kernels.trials(x, scales, group.dtype)
+            x = x.astype(jnp.float32)
+            shifted = (x - offset for offset in offsets)  # by the zero point, not rounded to an integer
+            tried = [kernels.trials(of, scales[i, None], group.dtype)[1] for i, of in enumerate(shifted)]
+            return jnp.stack([x, *(of + offset for of, offset in zip(tried, offsets, strict=True))])
 
         def lower(node: Node) -> Callable[..., Any]:
             run = reference(node)

@@ -25,6 +25,7 @@ from jaxq import numerics
 from jaxq.config import QuantConfig
 from jaxq.graph.node import ACCUMULATING, ANCHORS, LAYOUT, WEIGHTED, Aval, Graph, Node, reads_bytes
 from jaxq.passes.elementwise import LARGEST_STEEPNESS
+from jaxq.passes.floors import floors
 from jaxq.passes.layout import sees_padding_alone
 from jaxq.passes.signs import never_negative
 
@@ -36,18 +37,24 @@ _FLEXIBLE = (ACCUMULATING - ANCHORS.keys()) | LAYOUT | {"elementwise"}
 class ScaleGroup:
     """Values of one scale and dtype. `sources` are the nodes whose histograms make the threshold; the first in program
     order names the group. `exact`: they are bytes that the function itself made floats of; their scale is 1. `in_body`:
-    they stand in the body of a scan, while or cond. `least`: where they can be negative and are uint8, with a zero
-    point, no value is less."""
+    they stand in the body of a scan, while or cond. `least`: no value is less, or it is as good as this one: 0 or a
+    little below where they are uint8; where they are int8 the floor of the functions that read them (`floors.py`), or
+    -inf."""
 
     sources: tuple[Node, ...]
     dtype: str
     exact: bool = False
     in_body: bool = False
-    least: float = 0.0
+    least: float = -np.inf
 
     @property
     def name(self) -> str:
         return self.sources[0].name
+
+    @property
+    def has_zero_point(self) -> bool:
+        """Whether 0 may be another integer than 0."""
+        return -np.inf < self.least < 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,7 +303,7 @@ def _groups(
     for node in parent:
         members.setdefault(root(node), []).append(node)
     order = {node: i for i, node in enumerate((*graph.inputs, *graph.nodes))}
-    positive = never_negative(graph)
+    positive, floor_of = never_negative(graph), floors(graph)
     groups: dict[Node, ScaleGroup] = {}
     for group in members.values():
         sources = [node for node in group if reads_bytes(node) or not (node in int8 and node.op in LAYOUT)]
@@ -304,7 +311,8 @@ def _groups(
         least = 0.0 if all(source in positive for source in sources) else _least(graph, int8, group, sources, config)
         exact = all(reads_bytes(source) for source in sources)
         dtype = "uint8" if np.isfinite(least) else "int8"
-        least = least if np.isfinite(least) else 0.0
+        if dtype == "int8" and len(group) == 1 and _has_floor(graph, int8, group[0], config):
+            least = floor_of.get(group[0], -np.inf)
         groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body, least)))
     return groups
 
@@ -322,6 +330,13 @@ def _least(
     if not all(_takes_zero_point(*use) for use in users):
         return -np.inf
     return float(min(source.attrs["least"] for source in sources))
+
+
+def _has_floor(graph: Graph, int8: Collection[Node], node: Node, config: QuantConfig) -> bool:
+    """Whether an int8 conv or dot is read by tables alone, which take any zero point."""
+    users = graph.users[node]
+    are_tables = all(user in int8 and config.for_activations(user.name) != "tensor" for user in users)
+    return node.op in WEIGHTED and node in int8 and are_tables
 
 
 def _takes_zero_point(user: Node, node: Node) -> bool:

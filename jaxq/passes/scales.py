@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
+import numpy as np
+
 from jaxq import numerics
 from jaxq.calibration.histogram import Histogram, merge
 from jaxq.calibration.select import Errors, Sums, Tensor, sums
@@ -10,6 +12,7 @@ from jaxq.config import QuantConfig
 from jaxq.errors import CalibrationError
 from jaxq.graph.node import ANCHORS, CONTROL, LAYOUT, Aval, Graph, Node, QType
 from jaxq.passes.choices import Choices
+from jaxq.passes.floors import floors
 from jaxq.passes.place import Placement, ScaleGroup, data_inputs
 
 # Layout ops whose result holds all values of their operands and no others.
@@ -28,9 +31,17 @@ def tensor_of(group: ScaleGroup) -> Tensor:
 
 def qtype_of(group: ScaleGroup, threshold: float) -> QType:
     """What the group's integers stand for, where the largest magnitude that they cover is the threshold."""
+    offset, scale = offset_and_scale(group, threshold)
+    return QType(group.dtype, scale, numerics.zero_point(offset, scale))
+
+
+def offset_and_scale(group: ScaleGroup, threshold: float) -> tuple[float, float]:
+    """What the integer 0 stands for, and the scale, of integers that cover what lies between the group's least value
+    and the threshold."""
+    lowest, highest = numerics.BOUNDS[group.dtype]
     least = max(group.least, -threshold)
-    scale = (threshold - least) / numerics.largest_level(group.dtype)
-    return QType(group.dtype, scale, numerics.zero_point(least, scale))
+    scale = (threshold - least) / (highest - lowest)
+    return least - lowest * scale, scale
 
 
 def choices_of(placement: Placement, thresholds: Mapping[str, float]) -> Choices:
@@ -50,12 +61,13 @@ def methods(placement: Placement, config: QuantConfig) -> dict[Tensor, str]:
     return {(tensor := tensor_of(group)): tensor.method(method(group)) for group in placement.scale_groups}
 
 
-def observed(placement: Placement) -> set[Node]:
+def observed(graph: Graph, placement: Placement) -> dict[Node, float]:
     """The values to observe, so that every rule finds its histograms: all that may exist as integers, but those whose
     histogram follows from others. A rule can only take int8 nodes away, which makes a source of what they read or
-    made."""
+    made. To each its floor: lower values count as this one."""
+    floor_of = floors(graph)
     return {
-        node
+        node: floor_of.get(node, -np.inf)
         for node, group in placement.groups.items()
         if not group.exact and (node in group.sources or not (node in placement.int8 and node.op in _SAME_VALUES))
     }

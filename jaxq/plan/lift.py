@@ -218,7 +218,7 @@ def _zero_point(node: Node | None) -> int:
 
 def _zero_points(node: Node) -> Any:
     """What the node's bias holds less than that of real numbers, for the zero points (`passes/lower.py`)."""
-    total: Any = 0 if node.get("table") is not None else -_zero_point(node)
+    total: Any = -_zero_of_sum(node)
     if x := _zero_point(node.operand("x")):
         weight = node.get("weight")
         summed = (1,) if node.op == "dot" else tuple(range(len(node.aval.shape) - 1))
@@ -264,7 +264,7 @@ def _bounds(node: Node, s: Any) -> tuple[np.ndarray, np.ndarray]:
     """The activation's by channel; infinite where there is none, as the integers' own bounds stand in its place."""
     clips = bool({"relu6", "clip"} & {*node.fused})
     infinite = np.full(node.aval.shape[-1:], np.inf)
-    zero = 0 if node.get("table") is not None else _zero_point(node)
+    zero = _zero_of_sum(node)
     lo = (_constant(node, "lo") - zero) * s if clips or "relu" in node.fused else -infinite
     return lo, (_constant(node, "hi") - zero) * s if clips else infinite
 
@@ -277,20 +277,40 @@ def _function(node: Node) -> Function | None:
     nobody knows."""
     x = node.operand("x")
     if node.op == "table":
-        word, dtype, scale = node.attrs["word"], x.aval.dtype.name, _scale(x)
+        word, dtype, scale, zero = node.attrs["word"], x.aval.dtype.name, _scale(x), _zero_point(x)
     else:
-        word, dtype, scale = node.fused[-2], "int8", _unit(node)
-    table, step = np.asarray(node.operand("table").value), float(_scale(node))
+        word, dtype, scale, zero = node.fused[-2], "int8", _unit(node), _zero_of_sum(node)
+    if scale is None:
+        return None
     with jax.ensure_compile_time_eval():
-        levels = numerics.levels(dtype) - (_zero_point(x) if node.op == "table" else 0)
-        return None if scale is None else named(word, levels * scale, table, step, _zero_point(node))
+        table, step = np.asarray(node.operand("table").value), float(_scale(node))
+        return named(word, (numerics.levels(dtype) - zero) * scale, table, step, _zero_point(node))
+
+
+def _zero_of_sum(node: Node) -> int:
+    """The zero point of an int8 sum; before a table that with which the table is most nearly its function, which
+    nothing else tells."""
+    if node.get("table") is None:
+        return _zero_point(node)
+    scale, word, table = _unit(node), node.fused[-2], np.asarray(node.operand("table").value)
+    if scale is None or word not in WORDS:
+        return 0
+    zeros = np.arange(-127, 128)
+    x = (numerics.levels("int8") - zeros[:, None]) * scale
+    with jax.ensure_compile_time_eval():
+        f = np.asarray(WORDS[word](jnp.asarray(x, jnp.float32)), np.float64) * _inside(table)
+    y = (table.astype(np.float64) - _zero_point(node)) * _inside(table)
+    errors = np.sum(y * y) - (f @ y) ** 2 / np.maximum(np.sum(f * f, axis=1), np.finfo(np.float64).tiny)
+    best = int(np.argmin(errors))
+    step = float(_scale(node))
+    return int(zeros[best]) if named(word, x[best], table, step, _zero_point(node)) is not None else 0
 
 
 def named(word: str, x: np.ndarray, table: np.ndarray, step: float, zero_point: int = 0) -> Function | None:
     """factor * f(x) or factor * f(-x), f the word's function, if it is within a step of the table's values at the 256
     real numbers x; None for any other."""
     y = (table.astype(np.int32) - zero_point) * step
-    inside = np.abs(table.astype(np.int32)) < numerics.largest_level(table.dtype.name)  # the others may be cut off
+    inside = _inside(table)
     if word == "leaky_relu":
         slopes = [_fit(x[part], y[part]) for part in (inside & (x < 0), inside & (x >= 0))]
         candidates: list[Function] = [lambda x: jnp.where(x < 0, x * slopes[0], x * slopes[1])]
@@ -306,6 +326,11 @@ def named(word: str, x: np.ndarray, table: np.ndarray, step: float, zero_point: 
         if np.all(np.abs(np.asarray(candidate(jnp.asarray(x, jnp.float32))) - y)[inside] <= step):
             return candidate
     return None
+
+
+def _inside(table: np.ndarray) -> np.ndarray:
+    """Which of the entries are certainly not cut off."""
+    return np.abs(table.astype(np.int32)) < numerics.largest_level(table.dtype.name)
 
 
 def _signed(f: Function, sign: np.float32) -> Function:

@@ -63,7 +63,7 @@ def groups(state: State) -> Iterator[tuple[ScaleGroup, list[Node]]]:
             _takes_channels(state, *use) for use in users
         )
         wanted = all(state.config.for_activations(reader.name) != "tensor" for reader in readers)
-        if readers and fits and wanted and not group.in_body and not group.least:
+        if readers and fits and wanted and not group.in_body and not group.has_zero_point:
             yield group, list(dict.fromkeys(readers))
 
 

@@ -124,7 +124,7 @@ def simplified(fun, params, *args):
 
 
 def statistics_of(graph, batches):
-    return observe_all(graph, scales.observed(place(graph, QuantConfig())), Batches(batches), 0)
+    return observe_all(graph, scales.observed(graph, place(graph, QuantConfig())), Batches(batches), 0)
 
 
 def test_observers_in_a_scan_see_what_they_see_in_the_turns_written_out():
