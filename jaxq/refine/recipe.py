@@ -15,7 +15,7 @@ from jaxq.refine.gain import Gain
 from jaxq.refine.state import Samples, State
 
 # A step is kept if the error falls at least to this part: what gains less gained by chance.
-_WORTH = 0.95
+_WORTH = 0.9
 
 _STEPS: dict[str, Callable[[State, Samples], State]] = {
     "attention": attention.refine,
