@@ -210,7 +210,7 @@ def quantize_weight(
     bounds = weight_levels(bits)
     scale = _scale(columns if per_channel else columns.reshape(-1, 1), method, bounds)
     scale = np.broadcast_to(scale, weight.shape[-1:]).copy()
-    return _weight_levels(weight, scale, bounds).astype(np.int8), scale
+    return nearest_levels(weight, scale, bounds).astype(np.int8), scale
 
 
 def _scale(columns: np.ndarray, method: str, bounds: tuple[int, int]) -> np.ndarray:
@@ -220,7 +220,8 @@ def _scale(columns: np.ndarray, method: str, bounds: tuple[int, int]) -> np.ndar
     return threshold / -bounds[0]
 
 
-def _weight_levels(weight: np.ndarray, scale: np.ndarray | np.floating, bounds: tuple[int, int]) -> np.ndarray:
+def nearest_levels(weight: np.ndarray, scale: np.ndarray | np.floating, bounds: tuple[int, int]) -> np.ndarray:
+    """The level nearest to each weight within the bounds, in its dtype; halves go to even."""
     return np.clip(np.rint(weight / scale), *bounds)
 
 
@@ -230,7 +231,7 @@ def _best_fraction(columns: np.ndarray, amax: np.ndarray, bounds: tuple[int, int
     best, least = np.ones(len(amax)), np.full(len(amax), np.inf)
     for fraction in np.linspace(1.0, 0.3, 36):
         scale = np.float32(fraction / -bounds[0])
-        error = _weight_levels(relative, scale, bounds) * scale - relative
+        error = nearest_levels(relative, scale, bounds) * scale - relative
         summed = np.einsum("kc,kc->c", error, error)
         best, least = np.where(summed < least, fraction, best), np.minimum(summed, least)
     return best
@@ -258,7 +259,7 @@ def quantize_groups(
     if bounds[0] + bounds[1]:
         sign[columns.max(axis=0, initial=0.0) > -columns.min(axis=0, initial=0.0)] = -1
     scale = sign * _scale(columns * sign, method, bounds)
-    levels = _weight_levels(columns, scale, bounds).astype(np.int8)
+    levels = nearest_levels(columns, scale, bounds).astype(np.int8)
     return levels.T.reshape(channels, -1)[:, :depth], scale.astype(np.float32).reshape(channels, count)
 
 

@@ -90,7 +90,7 @@ def in_order(weight: np.ndarray, unit: np.ndarray, hessian: np.ndarray, bounds: 
         stop = min(start + _BLOCK, depth)
         errors = np.empty_like(left[start:stop])
         for i in range(start, stop):
-            levels[i] = np.clip(np.rint(left[i] / unit[i]), *bounds)
+            levels[i] = numerics.nearest_levels(left[i], unit[i], bounds)
             errors[i - start] = (left[i] - levels[i] * unit[i]) / root[i, i]
             left[i + 1 : stop] -= np.outer(root[i, i + 1 : stop], errors[i - start])
         left[stop:] -= root[start:stop, stop:].T @ errors
