@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from jaxq import numerics
-from jaxq.graph.node import ACCUMULATING, BORDERS, WEIGHTED, Aval, Graph, Node
+from jaxq.graph.node import ACCUMULATING, BORDERS, LAYOUT, WEIGHTED, Aval, Graph, Node
 from jaxq.graph.ops import EPILOGUE, OPS, wrong_attribute
 from jaxq.graph.primitives import BY_NAME
 
@@ -115,6 +115,14 @@ def _zero_operand(node: Node) -> float:
     return 0.0 if zero_point is None else float(zero_point.value) if zero_point.op == "const" else np.nan
 
 
+def _moves_zero(node: Node) -> bool:
+    """What only moves integers changes nothing of what they stand for."""
+    if node.op not in LAYOUT or node.qtype is None:
+        return False
+    moved = (source.qtype for source in node.inputs)
+    return any(qtype is not None and qtype.zero_point != node.qtype.zero_point for qtype in moved)
+
+
 def _bad_row_scale(node: Node) -> bool:
     scale = node if node.op == "row_scale" else node.get("row_scale")
     if scale is None:
@@ -159,5 +167,6 @@ _CHECKS: dict[str, tuple[_Check, ...]] = {
         (_bad_scale, "has a scale that is no positive number, or is of another dtype"),
         (lambda node: node.qtype is not None and _bad_zero_point(node), "has a zero point that its dtype does not"),
         (_bad_dequantize, "takes another zero point than its operand has"),
+        (_moves_zero, "moves integers of another zero point"),
     ),
 }

@@ -264,7 +264,7 @@ class _Lowering:
         dilated = ((size - 1) * d + 1 for size, d in zip(sizes, dilation, strict=True))
         sizes = [low + size + high for size, (low, high) in zip(dilated, node.attrs["padding"], strict=True)]
         if (x, config) not in self.pads:  # layers that read one value merge if they read one padded value, too
-            inputs = (x, constant(np.array(x.qtype.zero_point, np.uint8)))
+            inputs = (x, constant(np.array(x.qtype.zero_point, x.qtype.dtype)))
             aval, name = Aval((n, *sizes, c), x.aval.dtype), f"{node.name}/pad"
             padded = Node("pad", inputs, {"padding_config": config}, aval, name, qtype=x.qtype, scope=node.scope)
             self.pads[x, config] = padded

@@ -49,8 +49,9 @@ def _family(node: Node) -> Hashable:
     geometry = tuple((key, value) for key, value in sorted(node.attrs.items()) if key not in ("lo", "hi"))
     if node.attrs.get("groups", 1) != 1:
         return None
-    is_int4 = INT4_WEIGHT in node.fused
-    return (node.operand("x"), node.get("row_scale"), node.op, kernel, geometry, is_int4, node.aval.dtype.name)
+    is_int4, zero_point = INT4_WEIGHT in node.fused, None if node.qtype is None else node.qtype.zero_point
+    made = (node.aval.dtype.name, zero_point)  # scales may differ by channel, zero points may not
+    return (node.operand("x"), node.get("row_scale"), node.op, kernel, geometry, is_int4, made)
 
 
 def _merged(family: list[Node], x: Node, row_scale: Node | None) -> dict[Node, Node]:
@@ -69,7 +70,7 @@ def _merged(family: list[Node], x: Node, row_scale: Node | None) -> dict[Node, N
     qtype = None
     if head.qtype is not None:
         scales = [np.full(width, node.qtype.scale) for node, width in zip(family, widths, strict=True)]  # type: ignore[union-attr]
-        qtype = QType(head.qtype.dtype, np.concatenate(scales))
+        qtype = QType(head.qtype.dtype, np.concatenate(scales), head.qtype.zero_point)
     words = [word for word in (INT4_WEIGHT, *EPILOGUE_WORDS) if any(word in node.fused for node in family)]
     merged = head.with_operands(
         operands,

@@ -7,7 +7,7 @@ import pytest
 from networks import images
 
 import jaxq
-from jaxq.graph.node import Graph, Node, QType, constant
+from jaxq.graph.node import LAYOUT, Graph, Node, QType, constant
 from jaxq.graph.ops import OPS, wrong_attribute
 from jaxq.graph.primitives import BY_NAME
 from jaxq.graph.verify import verify
@@ -151,3 +151,10 @@ def test_two_nodes_of_one_name(graph):
     same = graph.map(lambda node: node if node.is_constant else node.replace(name="same"))
     with pytest.raises(ValueError, match="shares its name with another node"):
         verify(Graph(same.inputs, same.outputs), "quantized")
+
+
+def test_what_moves_integers_keeps_their_zero_point(graph):
+    moved = next(node for node in graph.nodes if node.op in LAYOUT and node.qtype is not None)
+    other = QType(moved.qtype.dtype, moved.qtype.scale, 3)
+    with pytest.raises(ValueError, match=f"{moved.name}.*moves integers of another zero point"):
+        verify(changed(graph, moved, qtype=other), "quantized")
