@@ -15,7 +15,7 @@ make by now, and its weights are first moved so that their results are nearest t
 d, which is also added to H's diagonal, is a tenth of its mean: calibration has few rows, and what H says of the
 others is uncertain. For weights of 8 bits it is too much so: what they lose by being moved is more than the rounding
 takes from them, and they are left alone. Scales stay as they were chosen; by the squared error of the weights, unless
-they were.
+they were. The results' means are fitted with them: what was added to the biases of these layers no longer is.
 """
 
 import jax.numpy as jnp
@@ -40,7 +40,11 @@ def refine(state: State, samples: Samples) -> State:
     exact = samples.values(state.graph)
     dots = (node for node in weighted(state, exact) if node.op == "dot")
     nodes = [node for node in dots if state.config.for_weights(node.name).weight_bits == 4]
+    if not nodes:
+        return state
     given, read = exact, None
+    rounded = {node.name for node in nodes}
+    state = state.choose(biases={name: b for name, b in state.choices.biases.items() if name not in rounded})
     with tqdm(total=len(nodes), desc="rounding", unit="layer", disable=None) as bar:
         for node in nodes:
             if node.operand("x") is not read:

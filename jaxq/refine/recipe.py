@@ -1,7 +1,8 @@
 """The steps of refinement in order, each kept only if the results on the examples held back err less by it.
 
 The mean error of a layer weighs more than all else in a deep network: where biases are corrected, they are again after
-each step, before it is judged. Scales by channel that the config asks for are kept whatever they bring.
+each step, before it is judged; but after "gptq", which fits the layers' results, their means among them. Scales by
+channel that the config asks for are kept whatever they bring.
 """
 
 import sys
@@ -41,7 +42,7 @@ def run(state: State, samples: Samples, steps: Sequence[str]) -> tuple[State, tu
             start = time.perf_counter()
             corrected = {gain.step for gain in gains if gain.kept}
             changed = _STEPS[name](state, samples)
-            if "biases" in corrected and changed is not state:
+            if "biases" in corrected and changed is not state and name != "gptq":
                 changed = biases.refine(changed, samples)
             after = before if changed is state else samples.error(changed)
             kept = after < _WORTH * before or (name == "channels" and state.config.wants_channels)

@@ -72,3 +72,13 @@ def test_weights_of_8_bits_are_left_alone():
     qmodel = jaxq.quantize(mlp, PARAMS, [X], config=jaxq.QuantConfig(method="amax", recipe="gptq"))
     (gain,) = qmodel.summary().recipe
     assert not gain.kept and gain.after == gain.before
+
+
+@pytest.mark.parametrize("how", [{"weight_only": True, "group_size": 16}, {}])
+def test_biases_corrected_before_are_not_again(how):
+    """The step fits the means of the results; on float values they would be corrected to what it took away."""
+    after = {}
+    for recipe in ("gptq", ("biases", "gptq")):
+        config = jaxq.QuantConfig(method="amax", weight_bits=4, recipe=recipe, **how)
+        after[recipe] = decibels(mlp(PARAMS, NEW), jaxq.quantize(mlp, PARAMS, [X], config=config)(NEW))
+    assert after["biases", "gptq"] == pytest.approx(after["gptq"], abs=1e-3)
