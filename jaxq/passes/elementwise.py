@@ -158,6 +158,11 @@ def _least(y: np.ndarray) -> float:
     return least if is_skewed else -np.inf
 
 
+def is_skewed(word: str) -> bool:
+    """Whether the word's function is flat at one end, a little below 0, and far higher at the other."""
+    return word in WORDS and bool(np.isfinite(_least(_named()[word])))
+
+
 @functools.cache
 def _named() -> dict[str, np.ndarray]:
     """The functions that have a word, on the grid."""

@@ -26,7 +26,7 @@ from jaxq import numerics
 from jaxq.graph.evaluate import float_weight
 from jaxq.graph.node import BORDERS, WEIGHTED, Aval, Graph, Names, Node, constant, is_int8
 from jaxq.graph.trace import trace
-from jaxq.passes.elementwise import WORDS
+from jaxq.passes.elementwise import WORDS, is_skewed
 from jaxq.passes.lower import fused_words, scaled_weight, zero_point
 from jaxq.passes.parameters import name_parameters
 from jaxq.passes.place import terms
@@ -288,12 +288,12 @@ def _function(node: Node) -> Function | None:
 
 
 def _zero_of_sum(node: Node) -> int:
-    """The zero point of an int8 sum; before a table that with which the table is most nearly its function, which
-    nothing else tells."""
+    """The zero point of an int8 sum; before the table of a function that has a floor that with which the table is most
+    nearly the function, which nothing else tells."""
     if node.get("table") is None:
         return _zero_point(node)
     scale, word, table = _unit(node), node.fused[-2], np.asarray(node.operand("table").value)
-    if scale is None or word not in WORDS:
+    if scale is None or not is_skewed(word):
         return 0
     zeros = np.arange(-127, 128)
     x = (numerics.levels("int8") - zeros[:, None]) * scale
