@@ -30,6 +30,7 @@ from jaxq.graph.verify import verify
 from jaxq.models import as_function
 from jaxq.passes import scales
 from jaxq.passes.choices import Choices
+from jaxq.passes.floors import floors
 from jaxq.passes.measure import measure_errors
 from jaxq.passes.place import Placement, ScaleGroup, place
 from jaxq.plan import tune
@@ -207,7 +208,9 @@ def _histograms(state: State, samples: Samples, known: Collection[str]) -> dict[
     sources = {source.name for group in state.placement.scale_groups for source in group.sources}
     made = sources - set(known)
     values = samples.values(state.graph) if made else {}
-    return {name: from_samples(jnp.asarray(values[name])) for name in sorted(made & values.keys())}
+    floor_of = {node.name: floor for node, floor in floors(state.graph).items()}
+    floored = {name: np.maximum(values[name], floor_of.get(name, -np.inf)) for name in sorted(made & values.keys())}
+    return {name: from_samples(jnp.asarray(value)) for name, value in floored.items()}
 
 
 def quantized(

@@ -3,9 +3,10 @@
     real = scale * (q - zero_point)
     q = convert(round_half_even(clip(real / scale + zero_point)))
 
-int8 lies in [-127, 127], uint8 in [0, 255]; NaN becomes 0. Only uint8 values that can be negative have a zero point
-other than 0. The constants below hold it: as sums are of raw integers, bias[c] contains -multiplier[c] * zero_point *
-sum(w[c]), the like for the residual, and the zero point of the output, by which the bounds are moved too.
+int8 lies in [-127, 127], uint8 in [0, 255]; NaN becomes 0. Only uint8 values that can be negative, and int8 values
+that tables read, have a zero point other than 0. The constants below hold it: as sums are of raw integers, bias[c]
+contains -multiplier[c] * zero_point * sum(w[c]), the like for the residual, and the zero point of the output, by which
+the bounds are moved too.
 
 The epilogue of every accumulating op, in float32 and in this order:
 

@@ -77,7 +77,7 @@ def encode_network(signature: Signature, tensors: Sequence[Tensor], errors: Erro
     return {
         "tree": encode_tree(signature.tree, "arguments"),
         "leaves": [[list(leaf.shape), leaf.dtype.name] for leaf in signature.leaves],
-        "tensors": [[list(tensor.sources), tensor.dtype, tensor.measurable] for tensor in tensors],
+        "tensors": [[list(tensor.sources), tensor.dtype, tensor.measurable, tensor.floor] for tensor in tensors],
         "errors": {name: [list(pair) for pair in pairs.items()] for name, pairs in errors.items()},
     }
 

@@ -83,6 +83,12 @@ class HostHistogram:
     amax: float
     bin_width: float
 
+    def as_zeros(self, magnitude: float) -> "HostHistogram":
+        """With the samples in the bin of this magnitude, not above amax, counted as zeros."""
+        counts, at = self.counts.copy(), int(magnitude / self.bin_width)
+        counts[at] = 0
+        return dataclasses.replace(self, counts=counts, zeros=self.zeros + int(self.counts[at]))
+
 
 def empty() -> Histogram:
     """The histogram of no samples, of numpy arrays."""

@@ -23,11 +23,13 @@ SMALLEST_THRESHOLD = 1e-30
 @dataclass(frozen=True)
 class Tensor:
     """Values of one scale. `sources`: the names of those whose histograms make the threshold, the first names the
-    tensor; `dtype`: "int8" or "uint8"; `measurable`: errors can be measured, as they cannot in the body of a loop."""
+    tensor; `dtype`: "int8" or "uint8"; `measurable`: errors can be measured, as they cannot in the body of a loop;
+    `floor`: a negative number that all lower ones count as."""
 
     sources: tuple[str, ...]
     dtype: str
     measurable: bool = True
+    floor: float | None = None
 
     @property
     def name(self) -> str:
@@ -110,5 +112,6 @@ def select(
 
 def threshold_by(tensor: Tensor, method: str, histograms: Mapping[str, Histogram], percentile: float) -> float:
     """The tensor's threshold by a method other than "auto"."""
-    found = threshold(joined(tensor, histograms), method, unsigned=tensor.unsigned, percentile=percentile)
+    histogram = joined(tensor, histograms)
+    found = threshold(histogram, method, unsigned=tensor.unsigned, percentile=percentile, floor=tensor.floor)
     return max(found, SMALLEST_THRESHOLD)

@@ -12,21 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxq.calibration.histogram import NUM_BINS, Histogram
+from jaxq.calibration.histogram import NUM_BINS, Histogram, HostHistogram
 
 _SMOOTHING = 1e-7  # what the entropy method adds to every bin of P and Q, whose mass is 1
 _ROUNDING = 1e-12  # divergences closer than this are ties
 
 
-def threshold(histogram: Histogram, method: str, *, unsigned: bool, percentile: float = 99.99) -> float:
+def threshold(
+    histogram: Histogram, method: str, *, unsigned: bool, percentile: float = 99.99, floor: float | None = None
+) -> float:
     """The threshold of a tensor, in (0, amax], by "amax", "entropy", "mse" or "percentile".
 
     `unsigned` says that the tensor is never negative and is quantized to uint8. If all samples are zeros, or there are
     none, every scale represents them exactly, and the threshold is 1.
+
+    Lower values than `floor`, a negative number, were counted as it. A threshold that covers it represents them all
+    exactly: its bin counts as zeros, and the threshold is not less, if there are such values.
     """
     h = histogram.to_numpy()
     if h.amax == 0:
         return 1.0
+    if floor is None or h.amax < -floor:
+        return _threshold(h, method, unsigned, percentile)
+    rest = h.as_zeros(-floor)
+    return max(_threshold(rest, method, unsigned, percentile), -floor) if rest.counts.any() else -floor
+
+
+def _threshold(h: HostHistogram, method: str, unsigned: bool, percentile: float) -> float:
     amax = h.amax / h.bin_width
     match method:
         case "amax":

@@ -39,13 +39,14 @@ class ScaleGroup:
     order names the group. `exact`: they are bytes that the function itself made floats of; their scale is 1. `in_body`:
     they stand in the body of a scan, while or cond. `least`: no value is less, or it is as good as this one: 0 or a
     little below where they are uint8; where they are int8 the floor of the functions that read them (`floors.py`), or
-    -inf."""
+    -inf. `floor`: what lower values count as in histograms, or -inf."""
 
     sources: tuple[Node, ...]
     dtype: str
     exact: bool = False
     in_body: bool = False
     least: float = -np.inf
+    floor: float = -np.inf
 
     @property
     def name(self) -> str:
@@ -311,9 +312,11 @@ def _groups(
         least = 0.0 if all(source in positive for source in sources) else _least(graph, int8, group, sources, config)
         exact = all(reads_bytes(source) for source in sources)
         dtype = "uint8" if np.isfinite(least) else "int8"
-        if dtype == "int8" and len(group) == 1 and _has_floor(graph, int8, group[0], config):
-            least = floor_of.get(group[0], -np.inf)
-        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body, least)))
+        # What has a floor is read by functions alone, and so has its group to itself.
+        floor = floor_of.get(sources[0], -np.inf) if dtype == "int8" else -np.inf
+        if floor > -np.inf and _takes_floor(graph, int8, sources[0], config):
+            least = floor
+        groups.update(dict.fromkeys(group, ScaleGroup(tuple(sources), dtype, exact, in_body, least, floor)))
     return groups
 
 
@@ -332,11 +335,9 @@ def _least(
     return float(min(source.attrs["least"] for source in sources))
 
 
-def _has_floor(graph: Graph, int8: Collection[Node], node: Node, config: QuantConfig) -> bool:
-    """Whether an int8 conv or dot is read by tables alone, which take any zero point."""
-    users = graph.users[node]
-    are_tables = all(user in int8 and config.for_activations(user.name) != "tensor" for user in users)
-    return node.op in WEIGHTED and node in int8 and are_tables
+def _takes_floor(graph: Graph, int8: Collection[Node], node: Node, config: QuantConfig) -> bool:
+    """Whether an int8 conv or dot is to begin at its floor: tables, which take any zero point, read it."""
+    return node in int8 and config.for_activations(node.name) != "tensor" and all(u in int8 for u in graph.users[node])
 
 
 def _takes_zero_point(user: Node, node: Node) -> bool:

@@ -26,7 +26,8 @@ _SAME_VALUES = frozenset(
 
 def tensor_of(group: ScaleGroup) -> Tensor:
     """The group by names."""
-    return Tensor(tuple(source.name for source in group.sources), group.dtype, not group.in_body)
+    floor = group.floor if np.isfinite(group.floor) else None
+    return Tensor(tuple(source.name for source in group.sources), group.dtype, not group.in_body, floor)
 
 
 def qtype_of(group: ScaleGroup, threshold: float) -> QType:

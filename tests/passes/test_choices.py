@@ -289,7 +289,7 @@ def test_zero_points_are_nearer_than_one_bit_for_the_sign(activation, monkeypatc
         return fake_quantize(values, qtype.scale, np.float32(qtype.zero_point), lowest=lowest, highest=highest)
 
     values, exact = function(x @ params["a"]), fun(params, x)
-    monkeypatch.setattr(place_module, "_has_floor", lambda *_: False)  # what the function reads is as it was
+    monkeypatch.setattr(place_module, "_takes_floor", lambda *_: False)  # what the function reads is as it was
     with_zero_point = model()
     monkeypatch.setattr(place_module, "_takes_zero_point", lambda user, node: False)
     symmetric = model()

@@ -9,6 +9,7 @@ from networks import decibels, images
 
 import jaxq
 from jaxq.graph.evaluate import evaluate
+from jaxq.passes import floors as floors_module
 from jaxq.passes.floors import floors
 from jaxq.plan.lift import lift
 
@@ -50,14 +51,15 @@ def test_functions_that_begin_nowhere(function):
     assert not floors_of(network(function))
 
 
-@pytest.mark.parametrize(("sign", "found"), [(1, 1), (-1, 0)])
+@pytest.mark.parametrize(("sign", "found"), [(1, True), (-1, False)])
 def test_functions_that_fall(sign, found):
     """The sign of what no layer makes cannot go into one."""
 
     def fun(params, x):
         return jax.nn.gelu(sign * x) @ params["up"]
 
-    assert len(floors_of(fun)) == found
+    (function,) = (node for node in quantized(fun).origin.graph.nodes if node.op == "elementwise")
+    assert np.isfinite(floors_module.flat_below(function)) == found
 
 
 def read_twice(params, x):
@@ -105,6 +107,49 @@ def test_lifted_from_the_plan_it_is_the_function():
     graph = lift(qmodel.plan.graph)
     (found,) = evaluate(graph.bind(EXAMPLES), jax.device_put(graph.params), [NEW])
     assert decibels(network(jax.nn.gelu)(PARAMS, NEW), found) > 30
+
+
+def test_lifted_of_merged_layers(tmp_path):
+    """Two layers read x, and two functions each of them, so that no table is in their epilogue."""
+    params = PARAMS | {"other": images(WIDTH, HIDDEN, seed=2)}
+
+    def fun(params, x):
+        a, b = x @ params["up"] + params["bias"], x @ params["other"] + params["bias"]
+        return sum(f(y) @ params["down"] for f in (jax.nn.gelu, jax.nn.silu) for y in (a, b))
+
+    qmodel = jaxq.quantize(fun, params, [X], config=jaxq.QuantConfig(method="amax"))
+    graph = lift(qmodel.plan.graph)
+    (found,) = evaluate(graph.bind(EXAMPLES), jax.device_put(graph.params), [NEW])
+    assert decibels(fun(params, NEW), found) > 30
+    assert decibels(fun(params, NEW), qmodel(NEW)) > 25
+
+
+def test_functions_without_a_floor_are_lifted_without_a_zero_point():
+    """On narrow inputs many zero points fit a sigmoid's table."""
+    narrow = PARAMS | {"up": PARAMS["up"] / 500, "bias": np.zeros(HIDDEN, np.float32)}
+    qmodel = jaxq.quantize(network(jax.nn.sigmoid), narrow, [X], config=jaxq.QuantConfig(method="amax"))
+    graph = lift(qmodel.plan.graph)
+    (bias,) = (node.get("bias") for node in graph.nodes if node.op == "dot" and node.aval.shape[-1] == HIDDEN)
+    assert bias is None or np.abs(bias.value).max() < 1e-6
+
+
+@pytest.mark.parametrize("bias", [0, -3, -8])
+@pytest.mark.parametrize("method", ["amax", "mse", "entropy", "percentile", "auto"])
+def test_every_method_gains(method, bias):
+    """What is below the floor is no value that a threshold is chosen by. (Where clipping makes nearly all of the
+    error, as by entropy, finer levels bring nothing.)"""
+    fun, params = network(jax.nn.gelu), PARAMS | {"bias": bias - np.abs(images(HIDDEN))}
+    plain, floored = (
+        jaxq.quantize(fun, params, [X], config=jaxq.QuantConfig(method=method, activation_scales=kind))
+        for kind in ("tensor", "auto")
+    )
+    exact = fun(params, NEW)
+    assert decibels(exact, floored(NEW)) > decibels(exact, plain(NEW)) - 1
+
+
+def test_a_rule_for_the_layer_gives_it_no_floor():
+    rules = (jaxq.LayerRule("^up$", activation_scales="tensor"),)
+    assert hidden(quantized(network(jax.nn.gelu), rules=rules)).zero_point == 0
 
 
 def test_histograms_count_what_is_lower_as_the_floor():
