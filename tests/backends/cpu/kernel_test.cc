@@ -6,6 +6,7 @@
 // instead); ROUNDS in the environment.
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <cfloat>
 #include <cmath>
 #include <cstdio>
@@ -18,9 +19,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu_features.h"
-#include "isas.h"
-#include "kernels.h"
+#include "machine.h"
 
 namespace jaxq {
 
@@ -1102,24 +1101,20 @@ int run(int argc, char** argv) {
     if (!std::strcmp(argv[i], "--bench")) {
       benches = true;
       if (i + 1 < argc) wanted = argv[++i];
-    } else if (kernels_of(argv[i])) {
-      names.push_back(argv[i]);
-    } else {
+    } else if (std::isdigit(*argv[i])) {
       seed = static_cast<uint64_t>(std::atoll(argv[i]));
+    } else {
+      names.push_back(argv[i]);
     }
   }
   void (*const tests[])() = {test_pack, test_gemm, test_gemm, test_grouped_dot, test_patches, test_band, test_depthwise, test_depthwise,  test_max_pool, test_sum_pool,
                              test_elementwise, test_sum,  test_table,     test_quantize,   test_dequantize,
                              test_softmax,  test_layer_norm, test_function,  test_quantize_rows};
   const char* rounds = std::getenv("ROUNDS");
-  std::string available = AvailableIsas();
   uint64_t first_digest = 0;
   bool right = true;
-  for (size_t at = 0, end; at <= available.size(); at = end + 1) {
-    end = std::min(available.find(',', at), available.size());
-    const std::string name = available.substr(at, end - at);
-    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) continue;
-    kernels = kernels_of(name);
+  for (const Kernels* each : machine_kernels(names)) {
+    kernels = each;
     if (benches) {
       std::printf("%s, peak %.1f GOP/s\n", kernels->name, kernels->peak());
       bench();
@@ -1132,7 +1127,7 @@ int run(int argc, char** argv) {
       for (const auto test : tests) test();
     }
     if (!first_digest) first_digest = digest;
-    check(digest == first_digest, name + ": other bytes than the first instruction set's");
+    check(digest == first_digest, std::string(kernels->name) + ": other bytes than the first instruction set's");
     std::printf("%s: %d passed, %d failed, bytes %016llx\n", kernels->name, passed, failed,
                 static_cast<unsigned long long>(digest));
     right &= !failed;

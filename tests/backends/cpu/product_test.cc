@@ -14,8 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu_features.h"
-#include "isas.h"
+#include "machine.h"
 #include "product.h"
 
 namespace jaxq {
@@ -192,17 +191,12 @@ bool is_right(const Kernels& kernels) {
 
 int test(int argc, char** argv) {
   const char* rounds = std::getenv("ROUNDS");
-  const std::vector<std::string> names(argv + 1, argv + argc);
-  const std::string available = AvailableIsas();
   int wrong = 0;
-  for (size_t at = 0, end; at <= available.size(); at = end + 1) {
-    end = std::min(available.find(',', at), available.size());
-    const std::string name = available.substr(at, end - at);
-    if (!names.empty() && std::find(names.begin(), names.end(), name) == names.end()) continue;
+  for (const Kernels* kernels : machine_kernels({argv + 1, argv + argc})) {
     generator.seed(1);
     int passed = 0, failed = 0;
-    for (int i = 0; i < (rounds ? std::atoi(rounds) : 200); ++i) ++(is_right(*kernels_of(name)) ? passed : failed);
-    std::printf("%s: %d passed, %d failed\n", name.c_str(), passed, failed);
+    for (int i = 0; i < (rounds ? std::atoi(rounds) : 200); ++i) ++(is_right(*kernels) ? passed : failed);
+    std::printf("%s: %d passed, %d failed\n", kernels->name, passed, failed);
     wrong += failed;
   }
   return wrong ? 1 : 0;

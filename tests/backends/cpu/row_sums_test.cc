@@ -7,11 +7,9 @@
 #include <cstring>
 #include <memory>
 #include <random>
-#include <string>
 #include <vector>
 
-#include "cpu_features.h"
-#include "isas.h"
+#include "machine.h"
 
 namespace jaxq {
 
@@ -70,33 +68,42 @@ struct Term {
 bool same(float a, float b) { return std::isnan(a) ? std::isnan(b) : std::memcmp(&a, &b, 4) == 0; }
 float clipped(float y, float lo, float hi) { return std::isnan(y) ? y : std::min(std::max(y, lo), hi); }
 
-bool adds(const Kernels& kernels) {
-  const int64_t rows = between(1, 9), cols = between(1, 90), terms = between(1, RowSum::kMost), first = between(0, rows);
-  RowSum s = {};
-  std::vector<Term> all;
-  for (int64_t i = 0; i < terms; ++i) s.term[i] = all.emplace_back(rows, cols).term();
-  const Floats out(rows * cols);
-  s.terms = terms;
-  s.lo = chance(0.5) ? -INFINITY : -10.0f;
-  s.hi = chance(0.5) ? INFINITY : 10.0f;
+// Whether the sum's kernel, run on the rows in two parts, writes `expected`, clipped.
+template <typename Sum, typename Kernel, typename Expected>
+bool gives(Sum s, int64_t rows, const Kernel& kernel, const Expected& expected) {
+  const Floats out(rows * s.cols);
+  const int64_t first = between(0, rows);
   s.out = out.bytes();
-  s.out_stride = cols * 4;
-  s.cols = cols;
-  kernels.add_rows(s, 0, first);
-  kernels.add_rows(s, first, rows);
+  s.out_stride = s.cols * 4;
+  kernel(s, 0, first);
+  kernel(s, first, rows);
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) {
-      float y = all[0].at(r, c);
-      for (size_t i = 1; i < all.size(); ++i) y += all[i].at(r, c);
-      if (!same(out.at(r * cols + c), clipped(y, s.lo, s.hi))) return false;
+    for (int64_t c = 0; c < s.cols; ++c) {
+      if (!same(out.at(r * s.cols + c), clipped(expected(r, c), s.lo, s.hi))) return false;
     }
   }
   return true;
 }
 
+bool adds(const Kernels& kernels) {
+  const int64_t rows = between(1, 9), cols = between(1, 90), terms = between(1, RowSum::kMost);
+  RowSum s = {};
+  std::vector<Term> all;
+  for (int64_t i = 0; i < terms; ++i) s.term[i] = all.emplace_back(rows, cols).term();
+  s.terms = terms;
+  s.lo = chance(0.5) ? -INFINITY : -10.0f;
+  s.hi = chance(0.5) ? INFINITY : 10.0f;
+  s.cols = cols;
+  return gives(s, rows, kernels.add_rows, [&](int64_t r, int64_t c) {
+    float y = all[0].at(r, c);
+    for (size_t i = 1; i < all.size(); ++i) y += all[i].at(r, c);
+    return y;
+  });
+}
+
 bool sums(const Kernels& kernels) {
-  const int64_t rows = between(1, 3), cols = between(1, 90), terms = between(1, 80), first = between(0, rows);
-  const Floats x(rows * terms * cols), scale(cols), out(rows * cols);
+  const int64_t rows = between(1, 3), cols = between(1, 90), terms = between(1, 80);
+  const Floats x(rows * terms * cols), scale(cols);
   const Term weight(rows * terms, cols);
   const bool has_weight = chance(0.7);
   WeightedSum s = {};
@@ -107,37 +114,26 @@ bool sums(const Kernels& kernels) {
   s.scale = chance(0.5) ? scale.memory.get() : nullptr;
   s.lo = chance(0.5) ? -INFINITY : -1000.0f;
   s.hi = INFINITY;
-  s.out = out.bytes();
-  s.out_stride = cols * 4;
   s.cols = cols;
-  kernels.sum_rows(s, 0, first);
-  kernels.sum_rows(s, first, rows);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; ++c) {
-      float y = 0;
-      for (int64_t begin = 0; begin < terms; begin += 32) {
-        float part = 0;
-        for (int64_t t = r * terms + begin; t < r * terms + std::min(begin + 32, terms); ++t) {
-          const float value = x.at(t * cols + c);
-          const volatile float product = has_weight ? value * weight.at(t, c) : value;
-          part += product;
-        }
-        y += part;
+  return gives(s, rows, kernels.sum_rows, [&](int64_t r, int64_t c) {
+    float y = 0;
+    for (int64_t begin = 0; begin < terms; begin += 32) {
+      float part = 0;
+      for (int64_t t = r * terms + begin; t < r * terms + std::min(begin + 32, terms); ++t) {
+        const float value = x.at(t * cols + c);
+        const volatile float product = has_weight ? value * weight.at(t, c) : value;
+        part += product;
       }
-      if (s.scale) y *= scale.at(c);
-      if (!same(out.at(r * cols + c), clipped(y, s.lo, s.hi))) return false;
+      y += part;
     }
-  }
-  return true;
+    return s.scale ? y * scale.at(c) : y;
+  });
 }
 
 int run() {
   const char* rounds = std::getenv("ROUNDS");
-  const std::string available = AvailableIsas();
   bool right = true;
-  for (size_t at = 0, end; at <= available.size(); at = end + 1) {
-    end = std::min(available.find(',', at), available.size());
-    const Kernels* kernels = kernels_of(available.substr(at, end - at));
+  for (const Kernels* kernels : machine_kernels()) {
     generator.seed(1);
     int passed = 0, failed = 0;
     for (int i = 0; i < 10 * (rounds ? std::atoi(rounds) : 100); ++i) {
