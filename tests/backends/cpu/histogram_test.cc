@@ -1,5 +1,5 @@
 // histogram.h against its plain definition, in buffers of exactly their size. test_kernels.py says how it is built.
-// Arguments: none. It prints what passed and failed, as kernel_test.cc does; ROUNDS in the environment.
+// Arguments: none. It prints what passed and failed, as kernels/main.cc does; ROUNDS in the environment.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>

@@ -10,21 +10,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
-#include <string>
 #include <vector>
 
 #include "machine.h"
 #include "product.h"
+#include "random.h"
+#include "reference.h"
 
-namespace jaxq {
+namespace jaxq::test {
 namespace {
-
-std::mt19937_64 generator(1);
-
-int64_t between(int64_t lo, int64_t hi) { return std::uniform_int_distribution<int64_t>(lo, hi)(generator); }
-bool chance(double p) { return std::uniform_real_distribution<>(0, 1)(generator) < p; }
-float uniform(float lo, float hi) { return std::uniform_real_distribution<float>(lo, hi)(generator); }
 
 // Memory of its size exactly, so that a sanitizer sees what is read or written beyond it.
 struct Memory {
@@ -45,11 +39,6 @@ bool alike(const Memory& a, const Memory& b, DType dtype) {
     if (!(std::isnan(*x) && std::isnan(*y)) && std::memcmp(x, y, 4) != 0) return false;
   }
   return true;
-}
-
-float times(volatile float a, volatile float b) {
-  volatile float product = a * b;
-  return product;
 }
 
 // Heads of attention, of examples: (batch, rows, heads, depth), as a dense layer gives them, or one head behind another;
@@ -189,7 +178,7 @@ bool is_right(const Kernels& kernels) {
   return alike(fused, apart, dtype);
 }
 
-int test(int argc, char** argv) {
+int run(int argc, char** argv) {
   const char* rounds = std::getenv("ROUNDS");
   int wrong = 0;
   for (const Kernels* kernels : machine_kernels({argv + 1, argv + argc})) {
@@ -203,6 +192,6 @@ int test(int argc, char** argv) {
 }
 
 }  // namespace
-}  // namespace jaxq
+}  // namespace jaxq::test
 
-int main(int argc, char** argv) { return jaxq::test(argc, argv); }
+int main(int argc, char** argv) { return jaxq::test::run(argc, argv); }

@@ -1,5 +1,5 @@
 // Sums of rows of every instruction set that this machine has against their plain definition, bit for bit, in buffers of
-// exactly their size. test_kernels.py says how it is built; it prints what passed and failed, as kernel_test.cc does.
+// exactly their size. test_kernels.py says how it is built; it prints what passed and failed, as kernels/main.cc does.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -10,14 +10,11 @@
 #include <vector>
 
 #include "machine.h"
+#include "random.h"
 
-namespace jaxq {
+namespace jaxq::test {
 
 namespace {
-
-std::mt19937_64 generator;
-int64_t between(int64_t lo, int64_t hi) { return std::uniform_int_distribution<int64_t>(lo, hi)(generator); }
-bool chance(double p) { return std::uniform_real_distribution<>(0, 1)(generator) < p; }
 
 // Floats in memory of exactly their size, some of them NaN.
 struct Floats {
@@ -147,6 +144,6 @@ int run() {
 }
 
 }  // namespace
-}  // namespace jaxq
+}  // namespace jaxq::test
 
-int main() { return jaxq::run(); }
+int main() { return jaxq::test::run(); }

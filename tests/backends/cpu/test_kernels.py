@@ -1,4 +1,4 @@
-"""The kernels of every instruction set against plain definitions: kernel_test.cc, and what is made of several kernels:
+"""The kernels of every instruction set against plain definitions: kernels/, and what is made of several kernels:
 product_test.cc. They are compiled here: plain, with sanitizers, and for Arm, which qemu runs.
 """
 
@@ -26,7 +26,13 @@ X86 = {
     "amx": f"{AVX512} -mamx-tile -mamx-int8",
 }
 ARM = {"generic": "", "neon": "-march=armv8.2-a+dotprod"}
-PROGRAMS = ("kernel_test.cc", "product_test.cc", "row_sums_test.cc")
+# The files that each program is made of.
+PROGRAMS = {
+    "kernels": sorted((HERE / "kernels").glob("*.cc")),
+    "product_test": [HERE / "product_test.cc"],
+    "row_sums_test": [HERE / "row_sums_test.cc"],
+}
+HISTOGRAM = {"histogram_test": [HERE / "histogram_test.cc"]}
 SANITIZERS = "-fsanitize=address,undefined -fno-sanitize-recover=all -g1"
 
 
@@ -45,14 +51,15 @@ def native() -> tuple[str, dict[str, str]]:
 
 
 def build(
-    folder: Path, gxx: str, isas: dict[str, str], flags: str = "", programs: tuple[str, ...] = PROGRAMS
+    folder: Path, gxx: str, isas: dict[str, str], flags: str = "", programs: dict[str, list[Path]] = PROGRAMS
 ) -> list[Path]:
     """The objects of the instruction sets, isa_*.o, and the programs of all of them."""
-    common = f"-std=c++17 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-psabi -I{SOURCES} {flags}".split()
+    common = f"-std=c++17 -ffp-contract=off -fno-math-errno -Wall -Wextra -Wno-psabi {flags}".split()
+    common += [f"-I{SOURCES}", f"-I{HERE}"]
     have = [f"-DJAXQ_HAVE_{isa.upper()}" for isa in isas]
     sources = {SOURCES / f"isa_{isa}.cc": f"-O3 {more}".split() for isa, more in isas.items()}
     sources |= {SOURCES / "cpu_features.cc": ["-O1", *have]}
-    tests = {HERE / program: ["-O1", *have] for program in programs}
+    tests = {source: ["-O1", *have] for files in programs.values() for source in files}
 
     def compile_one(source: Path) -> Path:
         to = folder / f"{source.stem}.o"
@@ -61,10 +68,10 @@ def build(
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = dict(zip([*sources, *tests], pool.map(compile_one, [*sources, *tests]), strict=True))
-    for test in tests:
-        linked = [objects[source] for source in (*sources, test)]
-        subprocess.run([gxx, *common, *linked, "-o", folder / test.stem], check=True)
-    return [folder / test.stem for test in tests]
+    for program, files in programs.items():
+        linked = [objects[source] for source in (*sources, *files)]
+        subprocess.run([gxx, *common, *linked, "-o", folder / program], check=True)
+    return [folder / program for program in programs]
 
 
 def run(command: list[str | Path], **environment: object) -> dict[str, int]:
@@ -85,7 +92,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_kernels_are_what_they_are_defined_as(plain: Path) -> None:
-    passed = run([plain / "kernel_test"], ROUNDS=200)
+    passed = run([plain / "kernels"], ROUNDS=200)
     assert "generic" in passed and all(count > 2500 for count in passed.values())
 
 
@@ -114,7 +121,7 @@ def test_kernels_touch_nothing_beyond_their_buffers(tmp_path: Path) -> None:
 def test_histograms_are_what_they_are_defined_as(tmp_path: Path) -> None:
     for name, flags in {"plain": "", "sanitized": SANITIZERS}.items():
         (tmp_path / name).mkdir()
-        (program,) = build(tmp_path / name, compiler("g++"), {}, flags, ("histogram_test.cc",))
+        (program,) = build(tmp_path / name, compiler("g++"), {}, flags, HISTOGRAM)
         run([program], ROUNDS=100)
 
 
