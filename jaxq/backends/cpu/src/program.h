@@ -1,5 +1,6 @@
 // The program of a region: a list of numbers that jaxq/backends/cpu/program.py writes, read here with every bound checked.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -75,6 +76,12 @@ class Reader {
     return reinterpret_cast<const float*>(p.data);
   }
 
+  const float* optional_floats(int64_t n) {
+    const Place p = place(true);
+    if (p) check(p, n * 4, DType::f32);
+    return reinterpret_cast<const float*>(p.data);
+  }
+
   static void check(const Place& place, int64_t bytes, DType dtype = DType::u8) {
     if (bytes > place.room) {
       throw Invalid("a value of " + std::to_string(bytes) + " bytes lies in " + std::to_string(place.room));
@@ -103,6 +110,15 @@ inline int64_t extent(int64_t rows, int64_t stride, int64_t last) {
   const __int128 total = static_cast<__int128>(rows - 1) * stride + last;
   if (total > (int64_t{1} << 50)) throw Invalid("a value is too large");
   return static_cast<int64_t>(total);
+}
+
+// Of rows of which (r / repeat) % period is that of output row r, those that `rows` output rows take.
+inline int64_t rows_seen(int64_t rows, int64_t repeat, int64_t period) {
+  return std::min((rows + repeat - 1) / repeat, period);
+}
+
+inline void demand(bool holds) {
+  if (!holds) throw Invalid("an operation has operands of other dtypes than it takes");
 }
 
 }  // namespace jaxq

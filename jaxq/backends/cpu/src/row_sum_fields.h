@@ -1,6 +1,5 @@
 // The fields of sums of rows, read and checked.
 #pragma once
-#include <algorithm>
 #include <cstdint>
 
 #include "kernels.h"
@@ -18,7 +17,7 @@ inline RowTerm row_term(Reader& read, int64_t rows, int64_t cols) {
   t.repeat = read.positive();
   t.period = read.positive();
   t.step = read.number(0, 1);
-  int64_t seen = std::min((rows + t.repeat - 1) / t.repeat, t.period);
+  int64_t seen = rows_seen(rows, t.repeat, t.period);
   const Reader::Place index = read.place(true);
   t.index = index.data;
   t.index_stride = read.size();
@@ -66,9 +65,7 @@ inline WeightedSum weighted_sum(Reader& read, int64_t rows) {
   if (s.x_stride % 4) throw Invalid("a row of floats is misaligned");
   Reader::check(x, extent(rows * s.rows, s.x_stride, s.cols * 4), DType::f32);
   if (read.number(0, 1)) s.weight = row_term(read, rows * s.rows, s.cols);
-  const Reader::Place scale = read.place(true);
-  if (scale) Reader::check(scale, s.cols * 4, DType::f32);
-  s.scale = reinterpret_cast<const float*>(scale.data);
+  s.scale = read.optional_floats(s.cols);
   s.lo = read.real();
   s.hi = read.real();
   to_rows(read, s, rows);
