@@ -12,18 +12,15 @@ from networks import images
 import jaxq
 from jaxq import passes
 from jaxq.backends import choose, cpu, gather
-from jaxq.backends.cpu import regions
 from jaxq.backends.cpu.edges import adds, looks_up, sums
 from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Aval, Graph, Node, QType, constant
 from jaxq.graph.trace import trace
 
-pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
-
-
-@pytest.fixture(autouse=True)
-def every_node_is_a_region(monkeypatch):
-    monkeypatch.setattr(regions, "is_worth_a_call", lambda nodes: True)
+pytestmark = [
+    pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available())),
+    pytest.mark.usefixtures("every_node_is_a_region"),
+]
 
 
 def graph_of(fun, params, *args):
