@@ -4,7 +4,7 @@
 `reference` here, or a backend's. The reference computes the int8 ops on integer arrays in int32, as plainly as it can.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,22 @@ def evaluate(
       tap: called with every computed node and its value, in order; not with those of bodies.
       control: as `lower`, for scan, while and cond; unless given, their bodies are evaluated by `lower`.
     """
+    values: dict[Node, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    for node, value in steps(graph, params, inputs, lower, control):
+        values[node] = value
+        if tap is not None and not node.is_constant:
+            tap(node, value)
+    return [values[node] for node in graph.outputs]
+
+
+def steps(
+    graph: Graph,
+    params: Mapping[str, Any],
+    inputs: Sequence[Any],
+    lower: Lower | None = None,
+    control: Lower | None = None,
+) -> Iterator[tuple[Node, Any]]:
+    """Every node but the inputs and its value, in order, computed when asked for; arguments as of `evaluate`."""
     lower = lower or reference
     control = control or _with_bodies(params, lower)
     values: dict[Node, Any] = dict(zip(graph.inputs, inputs, strict=True))
@@ -52,9 +68,7 @@ def evaluate(
         else:
             run = control(node) if node.op in CONTROL else lower(node)
             values[node] = run(*(values[source] for source in node.inputs))
-        if tap is not None and not node.is_constant:
-            tap(node, values[node])
-    return [values[node] for node in graph.outputs]
+        yield node, values[node]
 
 
 def reference(node: Node) -> Callable[..., Any]:

@@ -8,7 +8,8 @@ rounded values and weights. So the mask of one node gives the error that this no
 error of the int8 network.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 
 from jaxq import numerics
 from jaxq.config import QuantConfig
-from jaxq.graph.evaluate import control_flow, evaluate, reference
+from jaxq.graph.evaluate import Lower, control_flow, evaluate, reference, steps
 from jaxq.graph.node import LAYOUT, WEIGHTED, Aval, Graph, Node
 from jaxq.graph.taps import parts
 from jaxq.passes.choices import Choices
@@ -59,14 +60,18 @@ class Simulated:
         self._groups = {group.name: group for group in placement.scale_groups}
         self._made = {node.name: _group_of(node, placement) for node in placement.int8}
 
-    def levels(self, choices: Choices, config: QuantConfig) -> Levels:
-        """Those of the choices."""
+    def levels(self, choices: Choices, config: QuantConfig, known: Mapping[str, Any] = MappingProxyType({})) -> Levels:
+        """Those of the choices; `known` are weights that they give."""
         qtypes = choices.qtypes
         return Levels(
             {name: np.asarray(qtype.scale, np.float32) for name, qtype in qtypes.items()},
             {name: np.float32(qtype.zero_point) for name, qtype in qtypes.items() if qtype.zero_point},
             {name: np.asarray(channels, np.float32) for name, channels in choices.rows.items()},
-            {node.name: self.weight(node, choices, config) for node in self.nodes if node.op in WEIGHTED},
+            {
+                node.name: known[node.name] if node.name in known else self.weight(node, choices, config)
+                for node in self.nodes
+                if node.op in WEIGHTED
+            },
             {name: np.asarray(bias, np.float32) for name, bias in choices.biases.items()},
         )
 
@@ -119,6 +124,13 @@ class Simulated:
 
         return evaluate(graph, params, leaves, lower, tap)
 
+    def steps(
+        self, params: Mapping[str, Any], levels_at: Callable[[Node], Levels], leaves: Sequence[Any], batch: int
+    ) -> Iterator[tuple[Node, jax.Array]]:
+        """Every node and its value, not yet rounded, in order; before it is computed `levels_at` says what it and what
+        it reads are rounded to."""
+        return steps(self.graph.bind(batch), params, leaves, *self._functions(params, levels_at))
+
     def _evaluated(
         self,
         graph: Graph,
@@ -130,16 +142,23 @@ class Simulated:
         """The outputs of a graph, or of a body, all of whose nodes compute as in int8: what stands for integers is
         float32, whatever the graph's dtype."""
 
-        def lower(node: Node) -> Callable[..., Any]:
-            return self._rounding(_wide(node) if self._made.get(node.name) else node, levels)
-
-        def control(node: Node) -> Callable[..., Any]:
-            return control_flow(node, lambda body: lambda *args: self._evaluated(body, params, levels, args))
-
+        lower, control = self._functions(params, lambda node: levels)
         values = evaluate(graph, params, inputs, lower, tap, control)
         made = [self._made.get(node.name) for node in graph.outputs]
         rounded = [y if name is None else self._rounded(y, name, levels) for y, name in zip(values, made, strict=True)]
         return [y.astype(node.aval.dtype) for y, node in zip(rounded, graph.outputs, strict=True)]
+
+    def _functions(self, params: Mapping[str, Any], levels_at: Callable[[Node], Levels]) -> tuple[Lower, Lower]:
+        """How nodes are computed, and those that have bodies."""
+
+        def lower(node: Node) -> Callable[..., Any]:
+            return self._rounding(_wide(node) if self._made.get(node.name) else node, levels_at(node))
+
+        def control(node: Node) -> Callable[..., Any]:
+            levels = levels_at(node)
+            return control_flow(node, lambda body: lambda *args: self._evaluated(body, params, levels, args))
+
+        return lower, control
 
     def _rounded(self, x: jax.Array, group: str, levels: Levels) -> jax.Array:
         """The value as the group's integers stand for it, float32."""

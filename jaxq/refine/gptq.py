@@ -42,17 +42,16 @@ def refine(state: State, samples: Samples) -> State:
     nodes = [node for node in dots if state.config.for_weights(node.name).weight_bits == 4]
     if not nodes:
         return state
-    given, read = exact, None
-    rounded = {node.name for node in nodes}
-    state = state.choose(biases={name: b for name, b in state.choices.biases.items() if name not in rounded})
+    names = {node.name for node in nodes}
+    state = state.choose(biases={name: b for name, b in state.choices.biases.items() if name not in names})
     with tqdm(total=len(nodes), desc="rounding", unit="layer", disable=None) as bar:
-        for node in nodes:
-            if node.operand("x") is not read:
-                given, read = samples.simulated(state), node.operand("x")
-            weights = {**state.choices.weights, node.name: _rounded(state, node, given, exact)}
-            state = state.choose(weights=weights)
+
+        def visit(state: State, node: Node, given: Values, held: Values) -> State:
+            del held
             bar.update()
-    return state
+            return state.choose(weights={**state.choices.weights, node.name: _rounded(state, node, given, exact)})
+
+        return samples.walk(state, names, visit)
 
 
 def _rounded(state: State, node: Node, given: Values, exact: Values) -> tuple[np.ndarray, np.ndarray]:

@@ -28,8 +28,9 @@ from jaxq.refine.readers import Reader, Values, qtype_read, weighted
 from jaxq.refine.rounding import Rounding
 from jaxq.refine.state import Samples, State
 
-# Steps for each layer, in parts that are compiled as one; a step sees so many of the examples.
-_STEPS, _PART, _EXAMPLES = 400, 50, 8
+# Steps for each layer, in parts that are compiled as one; a step sees so many of the examples, and of those whose
+# results have many rows (pixels, tokens) as few as have that many together.
+_STEPS, _PART, _EXAMPLES, _ROWS = 400, 50, 8, 4096
 
 _LEARNING_RATE = 0.02
 _SCALE_RATE = 1e-3
@@ -48,11 +49,12 @@ def refine(state: State, samples: Samples) -> State:
     exact, exact_held = samples.values(state.graph), samples.held_values(state.graph)
     nodes = weighted(state, exact)
     with tqdm(total=len(nodes), desc="polishing", unit="layer", disable=None) as bar:
-        for node in nodes:
-            given, given_held = samples.simulated(state), samples.held_simulated(state)
-            state = _polished(state, node, (given, exact), (given_held, exact_held))
+
+        def visit(state: State, node: Node, given: Values, given_held: Values) -> State:
             bar.update()
-    return state
+            return _polished(state, node, (given, exact), (given_held, exact_held))
+
+        return samples.walk(state, {node.name for node in nodes}, visit)
 
 
 # The values that a layer reads, as the layers before it make them by now; and the float values.
@@ -121,8 +123,8 @@ def _train(
                 source.value if source.is_constant else values[source.name]
             )
     arrays["exact"] = exact[node.name].astype(np.float32)
-    count = len(arrays["exact"])
-    size = min(count, _EXAMPLES)
+    count, rows = len(arrays["exact"]), arrays["exact"][..., 0].size
+    size = min(count, _EXAMPLES, max(_ROWS * count // rows, 1))
 
     def loss(trained: Any, given: Any, data: Any, power: Any, weight: Any) -> jax.Array:
         x = given["x"]

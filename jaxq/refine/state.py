@@ -1,6 +1,6 @@
 """What refinement works on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,7 @@ from jaxq.graph.evaluate import evaluate
 from jaxq.graph.node import Aval, Graph, Node
 from jaxq.passes.choices import Choices
 from jaxq.passes.place import Placement, place
-from jaxq.passes.simulate import Simulated, float_function
+from jaxq.passes.simulate import Levels, Simulated, float_function
 
 # The values of a graph on the examples to fit are held in memory, of as many of these as take so many bytes.
 _ROOM = 1 << 30
@@ -68,6 +68,10 @@ class State:
         return self.simulated.weight(node, self.choices, self.config)
 
 
+# A layer's turn in a walk: the state, the layer, what was made so far on the examples to fit, and on those held back.
+Visit = Callable[[State, Node, Mapping[str, np.ndarray], Mapping[str, np.ndarray]], State]
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
     """Calibration examples: `fit` to choose by, `held` back to judge by; the leaves of the graph's arguments."""
@@ -107,13 +111,32 @@ class Samples:
         """The like on the examples held back."""
         return _values(graph, self.held)
 
-    def simulated(self, state: State) -> Mapping[str, np.ndarray]:
-        """As `values`, as the int8 graph makes them, before each is rounded."""
-        return _simulated(state, self.fit)
+    def walk(self, state: State, names: Collection[str], visit: Visit) -> State:
+        """Computes the int8 graph once, on the examples to fit and those held back, and before each of the convs and
+        dots named calls `visit(state, node, fit, held)`: with the state so far, and what was made so far of both, not
+        yet rounded, as in `values`. The state that it returns differs in the weights of the node, or in what is rounded
+        for it alone; by that one the node is computed, and the last is returned."""
+        graph, simulated = state.graph, state.simulated
+        nodes = {node.name: node for node in graph.nodes if node.name in names}
+        params = jax.device_put(graph.params)
+        sets = [_fitting(graph, leaves) for leaves in (self.fit, self.held)]
+        made = [dict(zip((node.name for node in graph.inputs), leaves, strict=True)) for leaves in sets]
+        levels = simulated.levels(state.choices, state.config)
 
-    def held_simulated(self, state: State) -> Mapping[str, np.ndarray]:
-        """The like on the examples held back."""
-        return _simulated(state, self.held)
+        def levels_at(bound: Node) -> Levels:
+            nonlocal state, levels
+            if (node := nodes.pop(bound.name, None)) is not None:
+                state = visit(state, node, *made)
+                known = {name: weight for name, weight in levels.weights.items() if name != node.name}
+                levels = simulated.levels(state.choices, state.config, known)
+            return levels
+
+        walks = [simulated.steps(params, levels_at, leaves, leading_size(graph, leaves)) for leaves in sets]
+        for both in zip(*walks, strict=True):
+            for values, (node, value) in zip(made, both, strict=True):
+                if isinstance(node.aval, Aval):
+                    values[node.name] = np.asarray(value)
+        return state
 
     def error(self, state: State) -> float:
         """The squared error of the simulated results over their square, on the examples held back; the mean over the
@@ -187,21 +210,7 @@ def _fitting(graph: Graph, leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
     return rows(graph, leaves, slice(max(_ROOM // max(size, 1), 1)))
 
 
-def _simulated(state: State, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    levels = jax.device_put(state.simulated.levels(state.choices, state.config))
-    return _collected(
-        state.graph, leaves, lambda params, some, size, tap: state.simulated(params, levels, some, size, tap=tap)
-    )
-
-
 def _values(graph: Graph, leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    return _collected(
-        graph, leaves, lambda params, some, size, tap: evaluate(graph.bind(size), params, some, float_function, tap)
-    )
-
-
-def _collected(graph: Graph, leaves: Sequence[np.ndarray], run: Callable[..., Any]) -> dict[str, np.ndarray]:
-    """The value of every node, and of the inputs, as `run` makes it of (parameters, leaves, their number, tap)."""
     leaves = _fitting(graph, leaves)
     found: dict[str, np.ndarray] = {}
 
@@ -210,5 +219,5 @@ def _collected(graph: Graph, leaves: Sequence[np.ndarray], run: Callable[..., An
             found[node.name] = np.asarray(value)
 
     params, arrays = jax.device_put((graph.params, list(leaves)))
-    run(params, arrays, leading_size(graph, leaves), keep)
+    evaluate(graph.bind(leading_size(graph, leaves)), params, arrays, float_function, keep)
     return dict(zip((node.name for node in graph.inputs), leaves, strict=True)) | found
