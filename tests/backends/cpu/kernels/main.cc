@@ -78,7 +78,9 @@ int run(int argc, char** argv) {
   const char* rounds = std::getenv("ROUNDS");
   uint64_t first_digest = 0;
   bool right = true;
-  for (const Kernels* each : machine_kernels(names)) {
+  const auto found = machine_kernels(names);
+  if (found.empty()) std::printf("none of these instruction sets is here\n");
+  for (const Kernels* each : found) {
     kernels = each;
     if (benches) {
       std::printf("%s, peak %.1f GOP/s\n", kernels->name, kernels->peak());
@@ -97,7 +99,7 @@ int run(int argc, char** argv) {
                 static_cast<unsigned long long>(digest));
     right &= !failed;
   }
-  return right ? 0 : 1;
+  return right && !found.empty() ? 0 : 1;
 }
 
 }  // namespace
