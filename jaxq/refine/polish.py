@@ -28,9 +28,9 @@ from jaxq.refine.readers import Reader, Values, qtype_read, weighted
 from jaxq.refine.rounding import Rounding
 from jaxq.refine.state import Samples, State
 
-# Steps for each layer, in parts that are compiled as one; a step sees so many of the examples, and of those whose
-# results have many rows (pixels, tokens) as few as have that many together.
-_STEPS, _PART, _EXAMPLES, _ROWS = 400, 50, 8, 4096
+# Steps for each layer; a step sees so many of the examples, and of those whose results have many rows (pixels, tokens)
+# as few as have that many together.
+_STEPS, _EXAMPLES, _ROWS = 400, 8, 4096
 
 _LEARNING_RATE = 0.02
 _SCALE_RATE = 1e-3
@@ -142,25 +142,21 @@ def _train(
         {"v": optax.adam(_LEARNING_RATE), "scale": optax.adam(_SCALE_RATE)}, {"v": "v", "scale": "scale"}
     )
 
+    # A step is a call: in a loop, XLA's convolutions on the CPU take ten times as long.
     @jax.jit
-    def part(trained: Any, moments: Any, arrays: Any, data: Any, chosen: Any, powers: Any, weights: Any) -> Any:
-        def step(carry: Any, now: Any) -> Any:
-            trained, moments = carry
-            indices, power, weight = now
-            given = {role: array[indices] for role, array in arrays.items()}
-            gradient = jax.grad(loss)(trained, given, data, power, weight)
-            changes, moments = optimizer.update(gradient, moments)
-            return (optax.apply_updates(trained, changes), moments), None
-
-        return jax.lax.scan(step, (trained, moments), (chosen, powers, weights))[0]
+    def step(trained: Any, moments: Any, arrays: Any, data: Any, chosen: Any, power: Any, weight: Any) -> Any:
+        given = {role: array[chosen] for role, array in arrays.items()}
+        gradient = jax.grad(loss)(trained, given, data, power, weight)
+        changes, moments = optimizer.update(gradient, moments)
+        return optax.apply_updates(trained, changes), moments
 
     trained = {"v": jnp.asarray(_inverse(problem.position - problem.floor)), "scale": jnp.float32(0)}
     data = {"floor": problem.floor, "unit": problem.unit, "noise": _noise(state, node, qtype, fit) * size / count}
     arrays, data = jax.device_put((arrays, data))
     moments = optimizer.init(trained)
     with jax.numpy_dtype_promotion("standard"):  # optax takes a float to the power of its count
-        for chosen, powers, weights in _schedule(count, size):
-            trained, moments = part(trained, moments, arrays, data, chosen, powers, weights)
+        for chosen, power, weight in _schedule(count, size):
+            trained, moments = step(trained, moments, arrays, data, chosen, power, weight)
     return np.asarray(trained["v"]), float(np.exp(trained["scale"]))
 
 
@@ -170,15 +166,15 @@ def _noise(state: State, node: Node, qtype: QType | None, fit: _Pair) -> np.floa
     return np.float32(error * float(np.sum(fit[1][node.name].astype(np.float64) ** 2)))
 
 
-def _schedule(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each part its steps' examples, powers, and weights of the term."""
+def _schedule(count: int, size: int) -> Iterator[tuple[np.ndarray, np.float32, np.float32]]:
+    """Of each step its examples, the power, and the weight of the term."""
     rng = np.random.default_rng(0)
-    for start in range(0, _STEPS, _PART):
-        progress = np.clip((np.arange(start, start + _PART) / _STEPS - _FREE) / (1 - _FREE), 0, 1)
-        first, last = _POWERS
-        powers = last + (first - last) * (1 + np.cos(np.pi * progress)) / 2
-        chosen = np.stack([rng.choice(count, size, replace=False) for _ in range(_PART)])
-        yield chosen.astype(np.int32), powers.astype(np.float32), np.where(progress > 0, _WEIGHT, 0).astype(np.float32)
+    first, last = _POWERS
+    for i in range(_STEPS):
+        progress = max((i / _STEPS - _FREE) / (1 - _FREE), 0.0)
+        power = last + (first - last) * (1 + np.cos(np.pi * progress)) / 2
+        chosen = rng.choice(count, size, replace=False)
+        yield chosen.astype(np.int32), np.float32(power), np.float32(_WEIGHT if progress > 0 else 0)
 
 
 def _optax() -> Any:
