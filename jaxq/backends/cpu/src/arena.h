@@ -61,8 +61,11 @@ class Arena {
   uint8_t* data() const { return block_.data(); }
 
  private:
-  // As many as calls and threads may need at a time.
-  static size_t kept() { return std::max<size_t>(4, std::thread::hardware_concurrency()); }
+  // As many as calls and threads may need at a time. Asked once: the answer may come from a file.
+  static size_t kept() {
+    static const size_t count = std::max<size_t>(4, std::thread::hardware_concurrency());
+    return count;
+  }
   // Never destroyed: a thread of XLA's may still be in a call when the process ends.
   static std::mutex& mutex() {
     static auto* mutex = new std::mutex;
