@@ -20,8 +20,7 @@ class Finisher {
     for (int64_t c = 0; c < n; c += kWidth, ++groups_) {
       channels_[groups_] = Channels(e, c, channel + c, n - c < kWidth ? n - c : kWidth);
       finish_[groups_] = finish_of<InMemory>(e, channels_[groups_]);
-      const bool whole = channels_[groups_].n == channels_[groups_].vectors * kLanes;
-      if (!channels_[groups_].bounded || (e.residual && !whole) || e.row_scale) residual_ = Residual::other;
+      if (!channels_[groups_].bounded || e.row_scale) residual_ = Residual::other;
     }
   }
 
@@ -41,8 +40,11 @@ class Finisher {
         if (e_.residual_period == 1) return finish_floats_in_registers<Addend::shared, kRows, kVectors>(sums, row);
         return finish_floats_in_registers<Addend::own, kRows, kVectors>(sums, row);
       }
-      if (residual_ == Residual::none) return finish_in_registers<Residual::none, kRows, kVectors>(sums, row);
-      if (residual_ == Residual::bytes) return finish_in_registers<Residual::bytes, kRows, kVectors>(sums, row);
+      if (residual_ == Residual::none) return finish_in_registers<Residual::none, true, kRows, kVectors>(sums, row);
+      if (residual_ == Residual::bytes) {
+        if (n_ == kVectors * kLanes) return finish_in_registers<Residual::bytes, true, kRows, kVectors>(sums, row);
+        return finish_in_registers<Residual::bytes, false, kRows, kVectors>(sums, row);
+      }
     }
     alignas(64) int32_t in_memory[kRows * kVectors * kLanes + kWidth];  // vectors are read that begin in the last row
     each<kRows * kVectors>([&](auto i) JAXQ_INLINE { store(in_memory + i.value * kLanes, at<i.value>(sums)); });
@@ -87,8 +89,30 @@ class Finisher {
     });
   }
 
-  template <Residual residual, int kRows, int kVectors>
+  // First all values of a vector of channels, whose multipliers and biases are loaded once, then row by row to bytes.
+  // kFull: the channels fill the vectors.
+  template <Residual residual, bool kFull, int kRows, int kVectors>
   JAXQ_INLINE void finish_in_registers(const Vectors<kRows * kVectors>& sums, int64_t row) const {
+    const uint8_t* p[kRows];
+    if constexpr (residual != Residual::none) {
+      each<kRows>([&](auto r) JAXQ_INLINE { p[r.value] = residual_row(e_, row + r.value); });
+    }
+    Vectors<kRows * kVectors> whole;
+    each<kVectors>([&](auto v) JAXQ_INLINE {
+      const Channels& channels = channels_[v.value / 4];
+      constexpr int c = v.value % 4 * kLanes;
+      const F32 multiplier = load(channels.multiplier + c), bias = load(channels.bias + c);
+      const int64_t count = channels.n - c < 0 ? 0 : channels.n - c;
+      each<kRows>([&](auto r) JAXQ_INLINE {
+        constexpr int i = r.value * kVectors + v.value;
+        F32 y = add(mul(to_float(at<i>(sums)), multiplier), bias);
+        if constexpr (residual != Residual::none) {
+          const F32 x = to_float(widened<kFull>(p[r.value] + channels.at + c, e_.residual_dtype, count));
+          y = add(y, mul(x, all(e_.residual_multiplier)));
+        }
+        at<i>(whole) = round(y);
+      });
+    });
     constexpr int kOfRow = kVectors > 2 ? 4 : kVectors, kAtOnce = 4 / kOfRow;  // vectors, rows
     each<(kVectors + 3) / 4>([&](auto g) JAXQ_INLINE {
       const Channels& channels = channels_[g.value];
@@ -97,17 +121,12 @@ class Finisher {
       each<(kRows + kAtOnce - 1) / kAtOnce>([&](auto step) JAXQ_INLINE {
         alignas(64) uint8_t nowhere[kWidth];
         uint8_t* out[kAtOnce];
-        const uint8_t* p[kAtOnce];
         I32 q[4];
         each<4>([&](auto i) JAXQ_INLINE {
           constexpr int r = step.value * kAtOnce + i.value / kOfRow, v = i.value % kOfRow, all_v = g.value * 4 + v;
-          if constexpr (v == 0) {
-            out[i.value / kOfRow] = r < kRows ? first + r * stride : nowhere;
-            if constexpr (residual != Residual::none) p[i.value / kOfRow] = residual_row(e_, row + r);
-          }
+          if constexpr (v == 0) out[i.value / kOfRow] = r < kRows ? first + r * stride : nowhere;
           if constexpr (r < kRows && all_v < kVectors) {
-            const I32 sum = at<r * kVectors + all_v>(sums);
-            q[i.value] = round(finished<residual, true>(sum, e_, channels, p[i.value / kOfRow], v, kLanes));
+            q[i.value] = at<r * kVectors + all_v>(whole);
           } else {
             q[i.value] = zero();
           }
