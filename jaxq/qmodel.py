@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from os import PathLike
 from typing import Any
 
@@ -68,9 +68,11 @@ class QuantizedModel:
         return dict(self._params)
 
     @cached_property
-    def _flat(self) -> tuple[tuple[Any, ...], Any]:
-        leaves, tree = jax.tree.flatten(self._params)
-        return tuple(leaves), tree
+    def _function(self) -> Callable[..., Any]:
+        """Of the arguments, as a tuple. Parameters that are traced, or lie on several devices, stay as they are."""
+        if all(map(_is_on_one_device, jax.tree.leaves(self._params))):
+            return partial(self.plan.call_bundled, *jax.tree.flatten(self.plan.bundled(self._params)))
+        return lambda args: self.plan(self._params, *args)
 
     def __call__(self, *args: Any) -> Any:
         """The result, compiled by `jax.jit`.
@@ -78,7 +80,7 @@ class QuantizedModel:
         Raises:
           PlanError: the arguments have another structure, shape or dtype than the plan takes.
         """
-        return self.plan.call_flat(*self._flat, args)
+        return self._function(args)
 
     @property
     def apply(self) -> Callable[..., Any]:
@@ -150,3 +152,9 @@ class QuantizedModel:
     def __repr__(self) -> str:
         quantized = sum(row.precision != "float" for row in self.plan.summary.nodes)
         return f"QuantizedModel({quantized} of {len(self.plan.summary.nodes)} nodes quantized)"
+
+
+def _is_on_one_device(leaf: Any) -> bool:
+    if isinstance(leaf, jax.core.Tracer):
+        return False
+    return not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1

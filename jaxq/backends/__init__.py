@@ -18,6 +18,8 @@ from jax.extend.backend import backends
 
 import pallas_kernels
 from jaxq.backends import cpu, pallas, xla
+from jaxq.backends.cpu.bundles import Bundles as Bundles
+from jaxq.backends.cpu.bundles import bundle as bundle
 from jaxq.backends.cpu.packing import AnyForm, PackedWeight
 from jaxq.backends.tactics import CPU, XLA, Tactic, of
 from jaxq.calibration import kernels

@@ -55,18 +55,31 @@ class Plan:
         Raises:
           PlanError: other parameters or arguments than the plan was made for.
         """
-        return self.call_flat(*jax.tree.flatten(params), args)
+        return self._call(False, *jax.tree.flatten(params), args)
 
-    def call_flat(self, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...]) -> Any:
-        """`self(jax.tree.unflatten(tree, leaves), *args)`, for who calls with the same parameters again and again: to
-        flatten hundreds of them, packed ones among them, takes as long as some layers.
+    def bundled(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters for `call_bundled` and `evaluate_bundled`: for who calls with the same ones again and again,
+        fewer, as every array takes time in a call.
 
         Raises:
-          PlanError: other parameters or arguments than the plan was made for.
+          PlanError: other parameters than the plan was made for.
         """
+        self._check_params(params)
+        return self._bundles.params(params)
+
+    def call_bundled(self, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...]) -> Any:
+        """`self(params, *args)`, given the leaves and the structure of `bundled(params)`: to flatten hundreds of
+        parameters, packed ones among them, takes as long as some layers, too.
+
+        Raises:
+          PlanError: other arguments than the plan was made for.
+        """
+        return self._call(True, leaves, tree, args)
+
+    def _call(self, bundled: bool, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...]) -> Any:
         for leaf in jax.tree.leaves(args):
             array_of("args", leaf)
-        return self._compiled(tree)(tuple(leaves), args)
+        return self._compiled(bundled, tree)(tuple(leaves), args)
 
     @functools.cached_property
     def marked(self) -> Graph:
@@ -78,13 +91,20 @@ class Plan:
         """The graph as the backends run it (`backends.gather`)."""
         return backends.gather(self.marked)
 
-    def _compiled(self, tree: Any) -> Any:
+    @functools.cached_property
+    def _bundles(self) -> backends.Bundles:
+        return backends.bundle(self.gathered)
+
+    def _compiled(self, bundled: bool, tree: Any) -> Any:
         """The jitted function of the leaves of parameters of this structure, and of the arguments."""
-        if tree not in self._jitted:
-            self._jitted[tree] = jax.jit(
-                lambda leaves, args: self.evaluate(jax.tree.unflatten(tree, leaves), args, backends.choose)
-            )
-        return self._jitted[tree]
+
+        def run(leaves: Sequence[Any], args: tuple[Any, ...]) -> Any:
+            params = jax.tree.unflatten(tree, leaves)
+            return self.evaluate_bundled(params, args) if bundled else self.evaluate(params, args, backends.choose)
+
+        if (bundled, tree) not in self._jitted:
+            self._jitted[bundled, tree] = jax.jit(run)
+        return self._jitted[bundled, tree]
 
     @functools.cached_property
     def _jitted(self) -> dict[Any, Any]:
@@ -97,12 +117,22 @@ class Plan:
           PlanError: other parameters or arguments than the plan was made for.
         """
         self._check_params(params)
+        if lower is backends.choose:
+            return self._evaluate(self.gathered, params, args, lower)
+        return self._evaluate(self.graph, backends.plain(params), args, lower)
+
+    def evaluate_bundled(self, params: Mapping[str, Any], args: tuple[Any, ...]) -> Any:
+        """The function as this machine's backends compute it, of the parameters that `bundled` gives.
+
+        Raises:
+          PlanError: other arguments than the plan was made for.
+        """
+        return self._evaluate(self._bundles.graph, params, args, backends.choose)
+
+    def _evaluate(self, graph: Graph, params: Mapping[str, Any], args: tuple[Any, ...], lower: Lower | None) -> Any:
         leaves, batch, one_example = self.leaves(args)
         params, leaves = _not_differentiable((dict(params), leaves))
-        if lower is backends.choose:
-            results = evaluate(self.gathered.bind(batch), params, leaves, lower)
-        else:
-            results = evaluate(self.graph.bind(batch), backends.plain(params), leaves, lower)
+        results = evaluate(graph.bind(batch), params, leaves, lower)
         return self._arguments.result(results, one_example)
 
     def _check_params(self, params: Mapping[str, Any]) -> None:

@@ -70,6 +70,19 @@ def test_shards_give_the_bits_of_the_whole(qmodel):
         np.testing.assert_array_equal(found, expected)
 
 
+def test_where_the_parameters_lie(qmodel):
+    """The call runs there; those of several devices stay as they are."""
+    x = images(16, 6, 6, 3)
+    expected = qmodel(x)
+    moved = jax.device_put(qmodel, jax.devices()[3])(x)
+    assert moved.sharding.device_set == {jax.devices()[3]}
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    spread = jax.device_put(qmodel, NamedSharding(mesh, ALL))(x)
+    assert len(spread.sharding.device_set) == 8
+    for found in (moved, spread):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_shards_run_kernels_on_gpus(qmodel):
     text = on_gpus(qmodel, jax.ShapeDtypeStruct((16, 6, 6, 3), np.float32))
     assert "xla.gpu.triton" in text

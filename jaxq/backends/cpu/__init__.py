@@ -7,6 +7,7 @@ epilogues.py           how it ends
 row_sums.py            sums of rows of floats in it
 values.py, views.py    where its values lie
 packing.py             weights in the kernels' form
+bundles.py             small parameters as one array
 functions.py           functions of floats that there are kernels for
 call.py                the call as a JAX function
 calibration.py         what calibration computes with
