@@ -52,7 +52,8 @@ def steps(
     lower: Lower | None = None,
     control: Lower | None = None,
 ) -> Iterator[tuple[Node, Any]]:
-    """Every node but the inputs and its value, in order, computed when asked for; arguments as of `evaluate`."""
+    """Every node but the inputs, constants too, and its value, in order, computed when asked for; arguments as of
+    `evaluate`."""
     lower = lower or reference
     control = control or _with_bodies(params, lower)
     values: dict[Node, Any] = dict(zip(graph.inputs, inputs, strict=True))

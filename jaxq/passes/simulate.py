@@ -126,9 +126,9 @@ class Simulated:
 
     def steps(
         self, params: Mapping[str, Any], levels_at: Callable[[Node], Levels], leaves: Sequence[Any], batch: int
-    ) -> Iterator[tuple[Node, jax.Array]]:
-        """Every node and its value, not yet rounded, in order; before it is computed `levels_at` says what it and what
-        it reads are rounded to."""
+    ) -> Iterator[tuple[Node, Any]]:
+        """Every node, constants too, and its value, not yet rounded, in order; before it is computed `levels_at` says
+        what it and what it reads are rounded to."""
         return steps(self.graph.bind(batch), params, leaves, *self._functions(params, levels_at))
 
     def _evaluated(
@@ -215,6 +215,8 @@ def _reads(node: Node, placement: Placement) -> dict[int, str]:
     """{index of an operand that the node reads as integers, or dequantized: its scale group}."""
 
     def is_rounded(source: Node) -> bool:
+        if node.op in LAYOUT and _group_of(source, placement) == _group_of(node, placement):
+            return False  # whoever reads what was moved rounds it
         if source in placement.int8 or node not in placement.int8:
             return source in placement.int8
         if source is node.get("residual"):

@@ -46,10 +46,10 @@ def refine(state: State, samples: Samples) -> State:
     state = state.choose(biases={name: b for name, b in state.choices.biases.items() if name not in names})
     with tqdm(total=len(nodes), desc="rounding", unit="layer", disable=None) as bar:
 
-        def visit(state: State, node: Node, given: Values, held: Values) -> State:
-            del held
+        def visit(state: State, node: Node, given: Values, _held: Values) -> State:
+            rounded = _rounded(state, node, given, exact)
             bar.update()
-            return state.choose(weights={**state.choices.weights, node.name: _rounded(state, node, given, exact)})
+            return state.choose(weights={**state.choices.weights, node.name: rounded})
 
         return samples.walk(state, names, visit)
 

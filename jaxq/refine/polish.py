@@ -28,8 +28,8 @@ from jaxq.refine.readers import Reader, Values, qtype_read, weighted
 from jaxq.refine.rounding import Rounding
 from jaxq.refine.state import Samples, State
 
-# Steps for each layer; a step sees so many of the examples, and of those whose results have many rows (pixels, tokens)
-# as few as have that many together.
+# Steps for each layer; a step sees so many of the examples, but of those whose results have many rows (pixels, tokens)
+# no more than have so many together.
 _STEPS, _EXAMPLES, _ROWS = 400, 8, 4096
 
 _LEARNING_RATE = 0.02
@@ -51,8 +51,9 @@ def refine(state: State, samples: Samples) -> State:
     with tqdm(total=len(nodes), desc="polishing", unit="layer", disable=None) as bar:
 
         def visit(state: State, node: Node, given: Values, given_held: Values) -> State:
+            state = _polished(state, node, (given, exact), (given_held, exact_held))
             bar.update()
-            return _polished(state, node, (given, exact), (given_held, exact_held))
+            return state
 
         return samples.walk(state, {node.name for node in nodes}, visit)
 

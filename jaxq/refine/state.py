@@ -134,7 +134,7 @@ class Samples:
         walks = [simulated.steps(params, levels_at, leaves, leading_size(graph, leaves)) for leaves in sets]
         for both in zip(*walks, strict=True):
             for values, (node, value) in zip(made, both, strict=True):
-                if isinstance(node.aval, Aval):
+                if isinstance(node.aval, Aval) and not node.is_constant:  # arrays have names of their own
                     values[node.name] = np.asarray(value)
         return state
 
