@@ -102,7 +102,7 @@ class Finisher {
       const Channels& channels = channels_[v.value / 4];
       constexpr int c = v.value % 4 * kLanes;
       const F32 multiplier = load(channels.multiplier + c), bias = load(channels.bias + c);
-      const int64_t count = channels.n - c < 0 ? 0 : channels.n - c;
+      const int64_t rest = channels.n - c, count = rest > kLanes ? kLanes : rest < 0 ? 0 : rest;
       each<kRows>([&](auto r) JAXQ_INLINE {
         constexpr int i = r.value * kVectors + v.value;
         F32 y = add(mul(to_float(at<i>(sums)), multiplier), bias);
