@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -40,8 +40,9 @@ class Origin:
 
 def model_of(plan: Plan, params: Mapping[str, Any], origin: Origin | None = None) -> "QuantizedModel":
     """The plan with its parameters in the form that this machine's backend reads."""
-    packed = backends.prepare(plan.gathered, params)
-    return QuantizedModel(jax.tree.map(jnp.asarray, packed), plan, origin)
+    prepared = jax.tree.map(jnp.asarray, backends.prepare(plan.gathered, params))
+    bundled = jax.tree.map(jnp.asarray, plan.bundled(prepared)) if jax.default_backend() == "cpu" else None
+    return QuantizedModel(prepared, plan, origin, bundled)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -58,8 +59,16 @@ class QuantizedModel:
       origin: what `quantize` made the plan from, its float weights too; None of a file, or a pytree's copy.
     """
 
-    def __init__(self, params: Mapping[str, Any], plan: Plan, origin: Origin | None = None) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, Any],
+        plan: Plan,
+        origin: Origin | None = None,
+        bundled: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`bundled`: the parameters as `plan.bundled` gives them, which a call then takes."""
         self._params = dict(params)
+        self._bundled = bundled
         self.plan = plan
         self.origin = origin
 
@@ -68,11 +77,8 @@ class QuantizedModel:
         return dict(self._params)
 
     @cached_property
-    def _function(self) -> Callable[..., Any]:
-        """Of the arguments, as a tuple. Parameters that are traced, or lie on several devices, stay as they are."""
-        if all(map(_is_on_one_device, jax.tree.leaves(self._params))):
-            return partial(self.plan.call_bundled, *jax.tree.flatten(self.plan.bundled(self._params)))
-        return lambda args: self.plan(self._params, *args)
+    def _flat(self) -> tuple[list[Any], Any]:
+        return jax.tree.flatten(self._params if self._bundled is None else self._bundled)
 
     def __call__(self, *args: Any) -> Any:
         """The result, compiled by `jax.jit`.
@@ -80,7 +86,7 @@ class QuantizedModel:
         Raises:
           PlanError: the arguments have another structure, shape or dtype than the plan takes.
         """
-        return self._function(args)
+        return self.plan.call_flat(*self._flat, args, are_bundled=self._bundled is not None)
 
     @property
     def apply(self) -> Callable[..., Any]:
@@ -93,7 +99,7 @@ class QuantizedModel:
 
     def with_summary(self, summary: Summary) -> "QuantizedModel":
         """The same model, which says that of itself."""
-        return QuantizedModel(self._params, replace(self.plan, summary=summary), self.origin)
+        return QuantizedModel(self._params, replace(self.plan, summary=summary), self.origin, self._bundled)
 
     def with_tactics(self, tactics: Tactics) -> "QuantizedModel":
         """The same model, with the same results, computed by those tactics."""
@@ -146,15 +152,9 @@ class QuantizedModel:
     @classmethod
     def tree_unflatten(cls, plan: Plan, children: tuple[dict[str, Any]]) -> "QuantizedModel":
         model = object.__new__(cls)
-        model._params, model.plan, model.origin = children[0], plan, None
+        model._params, model._bundled, model.plan, model.origin = children[0], None, plan, None
         return model
 
     def __repr__(self) -> str:
         quantized = sum(row.precision != "float" for row in self.plan.summary.nodes)
         return f"QuantizedModel({quantized} of {len(self.plan.summary.nodes)} nodes quantized)"
-
-
-def _is_on_one_device(leaf: Any) -> bool:
-    if isinstance(leaf, jax.core.Tracer):
-        return False
-    return not isinstance(leaf, jax.Array) or len(leaf.sharding.device_set) == 1

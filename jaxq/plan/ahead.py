@@ -32,8 +32,10 @@ class CompiledModel:
         self.batch_sizes = tuple(sorted(set(batch_sizes)))
         self.device = device
         self._plan = plan
-        leaves, tree = jax.tree.flatten(jax.device_put(plan.bundled(params), device))
-        self._params, self._tree = tuple(leaves), tree  # flat: see Plan.call_bundled
+        here = jax.device_put(dict(params), device)
+        self._are_bundled = device.platform == "cpu"
+        leaves, tree = jax.tree.flatten(jax.device_put(plan.bundled(here), device) if self._are_bundled else here)
+        self._params, self._tree = tuple(leaves), tree  # flat: see Plan.call_flat
         self._batched = [node.aval.leads_batch for node in plan.graph.inputs]
         self._mixing = mixing(plan.graph)
         self._executables = {size: self._compiled(size) for size in self.batch_sizes or (0,)}
@@ -41,8 +43,7 @@ class CompiledModel:
     def _compiled(self, size: int) -> Any:
         sharding = SingleDeviceSharding(self.device)
         args = _arguments(self._plan, size, sharding=sharding)
-        run = jax.jit(lambda leaves, args: self._plan.evaluate_bundled(jax.tree.unflatten(self._tree, leaves), args))
-        return run.lower(self._params, args).compile()
+        return self._plan.compiled(self._tree, self._are_bundled).lower(self._params, args).compile()
 
     def __call__(self, *args: Any) -> Any:
         """The result, with the bits of the plan's.

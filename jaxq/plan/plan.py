@@ -55,11 +55,11 @@ class Plan:
         Raises:
           PlanError: other parameters or arguments than the plan was made for.
         """
-        return self._call(False, *jax.tree.flatten(params), args)
+        return self.call_flat(*jax.tree.flatten(params), args)
 
     def bundled(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters for `call_bundled` and `evaluate_bundled`: for who calls with the same ones again and again,
-        fewer, as every array takes time in a call.
+        """The same parameters in fewer arrays, as every array takes time in a call: small ones that a call of the CPU's
+        kernels reads are one, a NumPy array. For who calls with the same parameters again and again.
 
         Raises:
           PlanError: other parameters than the plan was made for.
@@ -67,19 +67,20 @@ class Plan:
         self._check_params(params)
         return self._bundles.params(params)
 
-    def call_bundled(self, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...]) -> Any:
-        """`self(params, *args)`, given the leaves and the structure of `bundled(params)`: to flatten hundreds of
-        parameters, packed ones among them, takes as long as some layers, too.
+    def call_flat(self, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...], *, are_bundled: bool = False) -> Any:
+        """`self(jax.tree.unflatten(tree, leaves), *args)`, for who calls with the same parameters again and again: to
+        flatten hundreds of them, packed ones among them, takes as long as some layers.
+
+        Args:
+          are_bundled: whether the parameters are those that `bundled` gives. What is compiled for these is another
+            function than that for the plan's own.
 
         Raises:
-          PlanError: other arguments than the plan was made for.
+          PlanError: other parameters or arguments than the plan was made for.
         """
-        return self._call(True, leaves, tree, args)
-
-    def _call(self, bundled: bool, leaves: Sequence[Any], tree: Any, args: tuple[Any, ...]) -> Any:
         for leaf in jax.tree.leaves(args):
             array_of("args", leaf)
-        return self._compiled(bundled, tree)(tuple(leaves), args)
+        return self.compiled(tree, are_bundled)(tuple(leaves), args)
 
     @functools.cached_property
     def marked(self) -> Graph:
@@ -95,16 +96,18 @@ class Plan:
     def _bundles(self) -> backends.Bundles:
         return backends.bundle(self.gathered)
 
-    def _compiled(self, bundled: bool, tree: Any) -> Any:
+    def compiled(self, tree: Any, are_bundled: bool) -> Any:
         """The jitted function of the leaves of parameters of this structure, and of the arguments."""
+        if (tree, are_bundled) not in self._jitted:
 
-        def run(leaves: Sequence[Any], args: tuple[Any, ...]) -> Any:
-            params = jax.tree.unflatten(tree, leaves)
-            return self.evaluate_bundled(params, args) if bundled else self.evaluate(params, args, backends.choose)
+            def run(leaves: Sequence[Any], args: tuple[Any, ...]) -> Any:
+                params = jax.tree.unflatten(tree, leaves)
+                if are_bundled:
+                    return self.evaluate_bundled(params, args)
+                return self.evaluate(params, args, backends.choose)
 
-        if (bundled, tree) not in self._jitted:
-            self._jitted[bundled, tree] = jax.jit(run)
-        return self._jitted[bundled, tree]
+            self._jitted[tree, are_bundled] = jax.jit(run)
+        return self._jitted[tree, are_bundled]
 
     @functools.cached_property
     def _jitted(self) -> dict[Any, Any]:

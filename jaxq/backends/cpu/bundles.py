@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxq.backends.cpu.program import packed_weights
 from jaxq.backends.cpu.regions import Unbound
-from jaxq.graph.node import Aval, Graph, Node
+from jaxq.graph.node import Aval, Graph, Names, Node
 
 # Parameters of so many bytes at most are bundled, and so are copied.
 _SMALL = 1 << 14
@@ -36,44 +34,39 @@ class Bundles:
     members: Mapping[str, tuple[str, ...]]
 
     def params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of `graph`, from those of the gathered graph: bundles lie where their first member does. What
-        is made stays, whatever is being traced."""
+        """The parameters of `graph`, from those of the gathered graph; bundles are NumPy arrays."""
         found = {name: params[name] for name in self.graph.params if name not in self.members}
-        with jax.ensure_compile_time_eval():
-            for name, members in self.members.items():
-                arrays = [params[member] for member in members]
-                joined, like = _joined(arrays), arrays[0]
-                is_put = isinstance(like, jax.Array) and like.committed
-                found[name] = jax.device_put(joined, like.sharding) if is_put else jnp.asarray(joined)
-        return found
+        return found | {name: _joined([params[member] for member in names]) for name, names in self.members.items()}
 
 
 def bundle(graph: Graph) -> Bundles:
     """The gathered graph with a bundle for each region and dtype that it has two small parameters of or more."""
     members: dict[str, tuple[str, ...]] = {}
+    names = Names()
+    for node in graph.all_nodes:
+        names.unique(node.name)
 
     def change(node: Node) -> Node:
-        return _bundled(node, members) if node.op == "region" else node
+        return _bundled(node, members, names) if node.op == "region" else node
 
     return Bundles(graph.map(change), members)
 
 
-def _bundled(region: Node, members: dict[str, tuple[str, ...]]) -> Node:
+def _bundled(region: Node, members: dict[str, tuple[str, ...]], names: Names) -> Node:
     body = region.attrs["body"]
     inputs, sources = list(body.inputs), list(region.inputs)
     moved: dict[Node, Node] = {}
     for dtype, indices in _small(region).items():
-        parts = [region.inputs[i] for i in indices]
-        name = f"{region.name}/{dtype.name}"
-        members[name] = tuple(part.name for part in parts)
-        value = _joined([part.value for part in parts])
-        whole = Node("input", (), {}, Aval(value.shape, dtype), name)
+        parts = [body.inputs[i] for i in indices]
+        name = names.unique(f"{region.name}/{dtype.name}")
+        members[name] = tuple(region.inputs[i].name for i in indices)
+        whole = Node("input", (), {}, Aval((sum(_padded(part.aval) for part in parts),), dtype), name)
         start = 0
-        for i in indices:
-            moved[body.inputs[i]] = _part(whole, start, body.inputs[i])
-            start += _padded(body.inputs[i].aval)
+        for part in parts:
+            moved[part] = _part(whole, start, part)
+            start += _padded(part.aval)
         inputs.append(whole)
-        sources.append(Node("param", (), {"value": value}, whole.aval, name))
+        sources.append(Node("param", (), {"value": None}, whole.aval, name))
     if not moved:
         return region
     kept = [i for i, node in enumerate(inputs) if node not in moved]
@@ -100,10 +93,10 @@ def _part(whole: Node, start: int, of: Node) -> Node:
     """That of a bundle which stands for a region's input."""
     stop, shape, dtype = start + prod(of.aval.shape), of.aval.shape, of.aval.dtype
     attrs = {"start_indices": (start,), "limit_indices": (stop,), "strides": None}
-    part = Node("slice", (whole,), attrs, Aval((stop - start,), dtype), f"{of.name}/slice")
+    part = Node("slice", (whole,), attrs, Aval((stop - start,), dtype), f"{of.name}/slice", qtype=of.qtype)
     if len(shape) == 1:
         return part
-    return Node("reshape", (part,), {"new_sizes": shape}, of.aval, f"{of.name}/reshape")
+    return Node("reshape", (part,), {"new_sizes": shape}, of.aval, f"{of.name}/reshape", qtype=of.qtype)
 
 
 def _padded(aval: Aval) -> int:
