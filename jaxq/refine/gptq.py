@@ -38,7 +38,7 @@ _BLOCK = 128
 def refine(state: State, samples: Samples) -> State:
     """The state with the weights of its dots in 4 bits rounded so; for K inputs a few float64 (K, K) are held."""
     exact = samples.values(state.graph)
-    dots = (node for node in weighted(state, exact) if node.op == "dot")
+    dots = (node for node in weighted(state) if node.op == "dot")
     nodes = [node for node in dots if state.config.for_weights(node.name).weight_bits == 4]
     if not nodes:
         return state

@@ -47,7 +47,7 @@ def refine(state: State, samples: Samples) -> State:
       UnsupportedError: optax is not installed.
     """
     exact, exact_held = samples.values(state.graph), samples.held_values(state.graph)
-    nodes = weighted(state, exact)
+    nodes = weighted(state)
     with tqdm(total=len(nodes), desc="polishing", unit="layer", disable=None) as bar:
 
         def visit(state: State, node: Node, given: Values, given_held: Values) -> State:

@@ -29,28 +29,34 @@ def at_least(amax: np.ndarray) -> np.ndarray:
     return np.maximum(amax.astype(np.float64), max(float(amax.max()) * _LEAST, numerics.SMALLEST_AMAX))
 
 
+def rounding(state: State, node: Node) -> Callable[..., dict[str, Any]]:
+    """The function of (operands by role, `arrays_of` what the node reads, its rounded weight) to the operands with both
+    rounded."""
+    group, by_row = state.placement.groups.get(node.operand("x")), node in state.placement.by_row
+    lowest, highest = numerics.BOUNDS["int8" if group is None else group.dtype]
+
+    def rounded(operands: Mapping[str, Any], read: Any, weight: Any) -> dict[str, Any]:
+        x, w = operands["x"], operands["weight"]
+        if by_row:
+            x = numerics.fake_quantize_rows(x, read)
+        elif read is not None:
+            x = numerics.fake_quantize(x, *read, lowest=lowest, highest=highest)
+        return {**operands, "x": x, "weight": weight.astype(w.dtype)}
+
+    return rounded
+
+
 class Reader:
     """A conv or dot on some examples: on the float values that it reads, or others, beside its float results."""
 
     def __init__(self, state: State, node: Node, values: Values, exact: Values | None = None) -> None:
         self.node = node
-        group, by_row = state.placement.groups.get(node.operand("x")), node in state.placement.by_row
-        lowest, highest = numerics.BOUNDS["int8" if group is None else group.dtype]
-        function = float_function(node)
-        linear = _linear(node)
+        function, rounded = float_function(node), rounding(state, node)
         operands = {
             role: source.value if source.is_constant else values[source.name]
             for role, source in zip(node.roles, node.inputs, strict=True)
         }
         self._operands = jax.device_put((operands, (exact or values)[node.name].astype(np.float32)))
-
-        def rounded(operands: Any, read: Any, weight: Any) -> dict[str, Any]:
-            x, w = operands["x"], operands["weight"]
-            if by_row:
-                x = numerics.fake_quantize_rows(x, read)
-            elif read is not None:
-                x = numerics.fake_quantize(x, *read, lowest=lowest, highest=highest)
-            return operands | {"x": x, "weight": weight.astype(w.dtype)}
 
         @jax.jit
         def error(operands: Any, exact: Any, read: Any, weight: Any) -> jax.Array:
@@ -58,40 +64,30 @@ class Reader:
             y = function(*(given[role] for role in node.roles)).astype(jnp.float32)
             return jnp.sum((y - exact) ** 2) / jnp.maximum(jnp.sum(exact**2), np.finfo(np.float32).tiny)
 
-        @jax.jit
-        def shift(operands: Any, exact: Any, read: Any, weight: Any) -> jax.Array:
-            del exact
-            given = rounded(operands, read, weight)
-            difference = linear(given["x"], given["weight"]) - linear(operands["x"], operands["weight"])
-            return jnp.mean(difference.astype(jnp.float32), axis=tuple(range(difference.ndim - 1)))
-
-        self._error, self._shift = error, shift
+        self._error = error
 
     def error(self, read: Read, weight: np.ndarray) -> float:
         """The squared error of its results over their square."""
-        return float(self._error(*self._operands, _arrays(read), weight))
-
-    def shift(self, read: Read, weight: np.ndarray) -> np.ndarray:
-        """The mean by channel, float64 (C,), of how much larger its sums are than in float."""
-        return np.asarray(self._shift(*self._operands, _arrays(read), weight), np.float64)
+        return float(self._error(*self._operands, arrays_of(read), weight))
 
 
-def _arrays(read: Read) -> Any:
+def arrays_of(read: Read) -> Any:
+    """What stands behind what a conv or dot reads, as the arrays that a compiled function takes."""
     if isinstance(read, QType):
         return np.asarray(read.scale, np.float32), np.asarray(read.zero_point, np.float32)
     return None if read is None else read.astype(np.float32)
 
 
-def _linear(node: Node) -> Callable[..., Any]:
+def linear(node: Node) -> Callable[..., Any]:
     """The sums of a conv or dot, before its epilogue."""
     return float_function(node.with_attrs(**OPEN).replace(inputs=node.inputs[:2], roles=("x", "weight")))
 
 
-def weighted(state: State, values: Values) -> list[Node]:
-    """The convs and dots whose values are known, and that read floats or integers of a scale known beforehand."""
-    graph, placement = state.graph, state.placement
-    nodes = (node for node in graph.nodes if node.op in WEIGHTED and node in placement.quantized)
-    return [node for node in nodes if node not in placement.by_row and node.name in values]
+def weighted(state: State) -> list[Node]:
+    """The convs and dots, but for those in bodies, that read floats or integers of a scale known beforehand."""
+    placement = state.placement
+    nodes = (node for node in state.graph.nodes if node.op in WEIGHTED and node in placement.quantized)
+    return [node for node in nodes if node not in placement.by_row]
 
 
 def qtype_read(state: State, node: Node) -> QType | None:

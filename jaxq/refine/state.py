@@ -41,6 +41,11 @@ class State:
     placer: Callable[[Graph], Placement] | None = None
 
     @cached_property
+    def compiled(self) -> dict[str, Any]:
+        """Functions that steps have compiled for the graph and its placement, by a name."""
+        return {}
+
+    @cached_property
     def simulated(self) -> Simulated:
         return Simulated(self.graph, self.placement)
 
@@ -59,7 +64,7 @@ class State:
     def choose(self, **changes: Any) -> "State":
         """The state with other choices; what is compiled for it stays."""
         new = replace(self, choices=replace(self.choices, **changes))
-        for name in ("simulated", "run"):
+        for name in ("simulated", "run", "compiled"):
             new.__dict__[name] = getattr(self, name)
         return new
 
@@ -99,11 +104,15 @@ class Samples:
         found: Mapping[str, np.ndarray] = self._values[graph]
         return found
 
+    def parts(self, graph: Graph) -> list[Sequence[np.ndarray]]:
+        """The examples to fit, a few at a time."""
+        return _parts(graph, self.fit)
+
     def amax(self, graph: Graph) -> Mapping[str, np.ndarray]:
         """The largest magnitude of each channel of every float value, float64 (C,), on all examples to fit."""
         if graph not in self._amax:
             self._amax.clear()
-            self._amax[graph] = _amax(graph, _parts(graph, self.fit))
+            self._amax[graph] = _amax(graph, self.parts(graph))
         found: Mapping[str, np.ndarray] = self._amax[graph]
         return found
 

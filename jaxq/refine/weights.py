@@ -12,7 +12,7 @@ def refine(state: State, samples: Samples) -> State:
     """The state with weights clipped where that is better."""
     values = samples.values(state.graph)
     weights = dict(state.choices.weights)
-    for node in weighted(state, values):
+    for node in weighted(state):
         qtype = qtype_read(state, node)
         if node in state.placement.weight_only:
             clipped = grouped_weight(node, state.config, "mse")
