@@ -171,7 +171,7 @@ class Summary:
             macs = sum(row.macs for row in rows)
             lines.append(f"float: {len(rows)} ({macs / total:.1%} of the multiply-adds), {reason}: {names}")
         lines.extend(f"rule {pattern!r} matched no layer" for pattern in self.unmatched_rules)
-        lines.extend(f"recipe: {gain}" for gain in self.recipe)
+        lines.extend(line for gain in self.recipe for line in gain.lines())
         return lines + [line for chosen in (self.accuracy, self.tuning) if chosen for line in chosen.lines()]
 
     def _total(self, precision: str, total: int) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -141,8 +142,11 @@ def _tactics(data: Mapping[str, Any] | None, graph: Graph) -> Tactics | None:
     return Tactics(str(data["device"]), by_name)
 
 
-def _gain(step: Any, before: Any, after: Any, seconds: Any, kept: Any) -> Gain:
-    return Gain(str(step), float(before), float(after), float(seconds), bool(kept))
+def _gain(
+    step: Any, before: Any, after: Any, seconds: Any, kept: Any, layers: Mapping[str, Any] = MappingProxyType({})
+) -> Gain:
+    errors = {str(name): (float(first), float(last)) for name, (first, last) in layers.items()}
+    return Gain(str(step), float(before), float(after), float(seconds), bool(kept), errors)
 
 
 def _accuracy(data: Mapping[str, Any]) -> Accuracy:

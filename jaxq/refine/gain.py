@@ -1,6 +1,7 @@
 """What a step of refinement brought."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import inf, log10
 
 
@@ -8,18 +9,27 @@ from math import inf, log10
 class Gain:
     """What a step of the recipe brought: the squared error of the results over their square, on the calibration
     examples that were held back, `before` it and `after` it; it took `seconds`, and was `kept` if that fell, or if the
-    config asks for it by name."""
+    config asks for it by name. Where the step judged each layer apart, `layers` has their names and the same of their
+    results, before and after; those where it did not fall were left as they were."""
 
     step: str
     before: float
     after: float
     seconds: float
     kept: bool
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        before, after = (_decibels(error) for error in (self.before, self.after))
         end = "kept" if self.kept else "not kept"
-        return f"{self.step}: {before:.2f} dB -> {after:.2f} dB, {end} ({self.seconds:.0f} s)"
+        return f"{self.step}: {_change(self.before, self.after)}, {end} ({self.seconds:.0f} s)"
+
+    def lines(self) -> list[str]:
+        """For a report: the step, and a line for each of the layers."""
+        return [f"recipe: {self}", *(f"  {name}: {_change(*errors)}" for name, errors in self.layers.items())]
+
+
+def _change(before: float, after: float) -> str:
+    return f"{_decibels(before):.2f} dB -> {_decibels(after):.2f} dB"
 
 
 def _decibels(error: float) -> float:

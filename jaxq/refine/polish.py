@@ -67,7 +67,8 @@ def _polished(state: State, node: Node, fit: _Pair, held: _Pair) -> State:
     judge = Reader(state, node, *held)
     before = judge.error(qtype_read(state, node), state.weight(node))
     after = judge.error(qtype_read(found, node), found.weight(node))
-    return found if after < before else state
+    state = found if after < before else state
+    return state.with_layers({**state.layers, node.name: (before, min(before, after))})
 
 
 def _trained(state: State, node: Node, fit: _Pair) -> State:

@@ -46,10 +46,10 @@ def run(state: State, samples: Samples, steps: Sequence[str]) -> tuple[State, tu
                 changed = biases.refine(changed, samples)
             after = before if changed is state else samples.error(changed)
             kept = after < _WORTH * before or (name == "channels" and state.config.wants_channels)
-            gain = Gain(name, before, after, time.perf_counter() - start, kept)
+            gain = Gain(name, before, after, time.perf_counter() - start, kept, changed.layers)
             gains.append(gain)
             tqdm.write(f"recipe: {gain}", file=sys.stderr)
             if gain.kept:
-                state, before = changed, after
+                state, before = changed.with_layers({}), after
             bar.update()
     return state, tuple(gains)

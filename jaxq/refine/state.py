@@ -31,14 +31,19 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A placed float graph and what was chosen for it. `placer` places another graph as it was placed; by the
-    config alone unless given."""
+    """A placed float graph and what was chosen for it.
+
+    Attributes:
+      placer: places another graph as it was placed; by the config alone unless given.
+      layers: what the last step found of each layer that it judged apart, as `Gain` has it.
+    """
 
     graph: Graph
     placement: Placement
     choices: Choices
     config: QuantConfig
     placer: Callable[[Graph], Placement] | None = None
+    layers: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @cached_property
     def compiled(self) -> dict[str, Any]:
@@ -63,7 +68,14 @@ class State:
 
     def choose(self, **changes: Any) -> "State":
         """The state with other choices; what is compiled for it stays."""
-        new = replace(self, choices=replace(self.choices, **changes))
+        return self._with(choices=replace(self.choices, **changes))
+
+    def with_layers(self, layers: Mapping[str, tuple[float, float]]) -> "State":
+        """The state with what was found of these layers; what is compiled for it stays."""
+        return self._with(layers=layers)
+
+    def _with(self, **changes: Any) -> "State":
+        new = replace(self, **changes)
         for name in ("simulated", "run", "compiled"):
             new.__dict__[name] = getattr(self, name)
         return new

@@ -127,12 +127,19 @@ def test_weights_are_clipped_where_that_is_better():
     assert sqnr(params, refined) > sqnr(params, plain)
 
 
-def test_polish():
+def test_polish(tmp_path):
+    """The report and the file tell what it brought each layer."""
     pytest.importorskip("optax")
     x = images(EXAMPLES, 4) @ dense(4, WIDTH)  # the roundings of what moves together can make up for one another
     nearest, polished = (quantized(MLP, x, weight_bits=4, recipe=steps) for steps in (None, ("polish",)))
-    assert gains(polished)["polish"].kept
+    gain = gains(polished)["polish"]
+    assert gain.kept and gain.layers.keys() == {"up", "down"}
+    assert all(after <= before for before, after in gain.layers.values())
+    assert any(after < before for before, after in gain.layers.values())
     assert sqnr(MLP, polished, x) > sqnr(MLP, nearest, x) + 1
+    assert all(line in str(polished.summary()) for line in gain.lines())
+    polished.save(tmp_path / "polished.jaxq")
+    assert jaxq.load(tmp_path / "polished.jaxq").summary().recipe == polished.summary().recipe
 
 
 def test_the_recipe_takes_what_helps_and_leaves_what_does_not(monkeypatch, capsys):
