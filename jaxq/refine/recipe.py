@@ -1,8 +1,8 @@
 """The steps of refinement in order, each kept only if the results on the examples held back err less by it.
 
 The mean error of a layer weighs more than all else in a deep network: where biases are corrected, they are again after
-each step, before it is judged; but after "gptq", which fits the layers' results, their means among them. Scales by
-channel that the config asks for are kept whatever they bring.
+each step, before it is judged, but for those that fit the means, too. Scales by channel that the config asks for are
+kept whatever they bring.
 """
 
 import sys
@@ -17,6 +17,9 @@ from jaxq.refine.state import Samples, State
 
 # A step is kept if the error falls at least to this part: what gains less gained by chance.
 _WORTH = 0.9
+
+# What fits the layers' results, their means among them, as the layers before make them by now.
+_FIT_MEANS = ("gptq", "polish")
 
 _STEPS: dict[str, Callable[[State, Samples], State]] = {
     "attention": attention.refine,
@@ -42,7 +45,7 @@ def run(state: State, samples: Samples, steps: Sequence[str]) -> tuple[State, tu
             start = time.perf_counter()
             corrected = {gain.step for gain in gains if gain.kept}
             changed = _STEPS[name](state, samples)
-            if "biases" in corrected and changed is not state and name != "gptq":
+            if "biases" in corrected and changed is not state and name not in _FIT_MEANS:
                 changed = biases.refine(changed, samples)
             after = before if changed is state else samples.error(changed)
             kept = after < _WORTH * before or (name == "channels" and state.config.wants_channels)

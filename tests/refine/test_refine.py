@@ -9,7 +9,7 @@ from networks import decibels, images
 import jaxq
 from jaxq.errors import CalibrationError, UnsupportedError
 from jaxq.graph.evaluate import evaluate
-from jaxq.refine import outliers, recipe
+from jaxq.refine import outliers, polish, recipe
 from jaxq.refine.state import Samples, State
 
 WIDTH, HIDDEN, EXAMPLES = 32, 64, 64
@@ -154,6 +154,16 @@ def test_the_recipe_takes_what_helps_and_leaves_what_does_not(monkeypatch, capsy
     assert found["outliers"].kept and not found["biases"].kept
     assert "not kept" in capsys.readouterr().err
     assert sqnr(PEAKED, qmodel) > 25
+
+
+@pytest.mark.parametrize(("step", "again"), [("weights", 1), ("polish", 0)])
+def test_biases_are_corrected_again_but_where_a_step_fits_the_means(monkeypatch, step, again):
+    calls = []
+    monkeypatch.setattr(recipe.biases, "refine", lambda state, samples: calls.append(step) or state)
+    monkeypatch.setattr(recipe, "_WORTH", np.inf)
+    monkeypatch.setattr(polish, "_STEPS", 1)
+    quantized(MLP, X, recipe=("biases", step))
+    assert len(calls) == again
 
 
 def test_with_layers_in_float():
