@@ -6,19 +6,14 @@ import pytest
 
 import jaxq
 from jaxq.backends import cpu
-from jaxq.qmodel import QuantizedModel
+from jaxq.qmodel import QuantizedModel, model_of
 
 pytestmark = pytest.mark.skipif(cpu.available() is not None, reason=str(cpu.available()))
 
 
-def copy_of(qmodel):
-    """One that has not been called."""
-    return QuantizedModel(qmodel.params, qmodel.plan)
-
-
 def test_a_bundle_holds_the_small_parameters_of_a_region(small_cnn):
-    qmodel = copy_of(small_cnn.qmodel)
-    bundled, weights = qmodel.plan.bundled(qmodel.params), [name for name in qmodel.params if name.endswith("/weight")]
+    qmodel = small_cnn.qmodel
+    bundled, weights = qmodel._bundled, [name for name in qmodel.params if name.endswith("/weight")]
     (name,) = bundled.keys() - qmodel.params.keys()
     assert bundled.keys() == {name, *weights}
     whole = np.asarray(bundled[name])
@@ -57,14 +52,15 @@ def test_parameters_of_all_dtypes_and_shapes(every_node_is_a_region):
 def test_other_parameters_in_the_same_plan(small_cnn):
     qmodel = small_cnn.qmodel
     half = {name: value / 2 if name.endswith("multiplier") else value for name, value in qmodel.params.items()}
-    other = QuantizedModel(half, qmodel.plan)
+    other = model_of(qmodel.plan, half)
+    assert other._bundled.keys() == qmodel._bundled.keys()
     np.testing.assert_array_equal(other(small_cnn.x), qmodel.apply(half, small_cnn.x))
     assert not np.array_equal(other(small_cnn.x), qmodel(small_cnn.x))
 
 
 def test_the_first_call_is_traced(small_cnn):
-    """What it makes outlives the trace."""
-    qmodel, x = copy_of(small_cnn.qmodel), small_cnn.x
+    """And the second is not: nothing of the trace is left in the model."""
+    qmodel, x = model_of(small_cnn.qmodel.plan, small_cnn.qmodel.params), small_cnn.x
     np.testing.assert_array_equal(jax.jit(lambda x: qmodel(x))(x), small_cnn.qmodel(x))
     np.testing.assert_array_equal(qmodel(x), small_cnn.qmodel(x))
 
